@@ -1,0 +1,1 @@
+"""The guarantees, one file each, run on every kind of server."""

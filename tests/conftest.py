@@ -1,0 +1,58 @@
+"""Fixtures of every test: a real server per test process, an empty database per test, servers to break."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.helpers.servers import RedisProc, available_kinds
+
+SERVER_ENV = "STREAMLIB_TEST_SERVER"
+
+
+@pytest.fixture(scope="session")
+def server_kind() -> str:
+    """The kind of server this run is about: STREAMLIB_TEST_SERVER, valkey when unset."""
+    kind = os.environ.get(SERVER_ENV, "valkey")
+    if kind not in available_kinds():
+        pytest.exit(f"{SERVER_ENV}={kind}: not here; available: {', '.join(available_kinds())}", returncode=2)
+    return kind
+
+
+@pytest.fixture(scope="session")
+def server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProc]:
+    """One server for the whole test process. Tests that kill, freeze or configure one take `own_server`."""
+    with RedisProc(server_kind, tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def redis_url(server: RedisProc) -> Iterator[str]:
+    """The address of the shared server, empty at the start of the test."""
+    with server.client() as client:
+        client.flushall()
+        yield server.url
+
+
+@pytest.fixture
+def client(redis_url: str, server: RedisProc) -> Iterator[redis.Redis]:
+    """A blocking client of the shared server: bytes, RESP2 shapes, no resends."""
+    with server.client() as connected:
+        yield connected
+
+
+@pytest.fixture
+def own_server(server_kind: str, tmp_path: Path) -> Iterator[Callable[..., RedisProc]]:
+    """`own_server(aof=..., conf={...}, kind=...)` starts a server for this test alone."""
+    started: list[RedisProc] = []
+
+    def start(*, aof: bool = False, conf: dict[str, str] | None = None, kind: str | None = None) -> RedisProc:
+        directory = tmp_path / f"server-{len(started)}"
+        started.append(RedisProc(kind or server_kind, directory, aof=aof, conf=conf))
+        return started[-1].start()
+
+    yield start
+    for running in started:
+        running.terminate()
