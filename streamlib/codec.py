@@ -1,0 +1,287 @@
+"""Between entries and events: how an event becomes the fields of a stream entry, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, Literal, Protocol
+
+import msgspec
+from msgspec import inspect
+
+from streamlib.errors import DeclarationError, DecodeError, PublishError, SchemaError
+from streamlib.event import Event, event_type, event_version
+from streamlib.keys import MAX_ID_BYTES
+from streamlib.message import Message
+
+Fields = list[bytes]
+"""The fields of an entry as Redis keeps them: name, value, name, value, ..."""
+
+DataFormat = Literal["json", "msgpack"]
+
+_REQUIRED = (b"id", b"type", b"v", b"key", b"data")
+_OPTIONAL = (b"ts", b"corr", b"cause", b"traceparent", b"h")
+_KNOWN = frozenset(_REQUIRED + _OPTIONAL)
+_headers = msgspec.json.Decoder(dict[str, str])
+
+
+class Codec(Protocol):
+    """What a topic needs to read and write the entries of one layout."""
+
+    def read(self, entry_id: str, fields: Fields) -> Message:
+        """The envelope of an entry. Raises DecodeError."""
+
+    def write(self, message: Message) -> Fields:
+        """The entry's fields. Raises PublishError where this layout cannot hold the message."""
+
+    def encode(self, event: Event) -> bytes:
+        """The event's data. Raises PublishError."""
+
+    def decode(self, message: Message, cls: type[Event]) -> Event:
+        """The typed event. Raises SchemaError or DecodeError."""
+
+
+class _Data:
+    """The data of events in one format, with a decoder kept for each class."""
+
+    def __init__(self, data_format: DataFormat, *, strict: bool = True) -> None:
+        if data_format not in ("json", "msgpack"):
+            raise DeclarationError(f"data format {data_format!r}: choose 'json' or 'msgpack'")
+        self._module: Any = msgspec.json if data_format == "json" else msgspec.msgpack
+        self._encode = self._module.Encoder().encode
+        self._strict = strict
+        self._decoders: dict[type[Event], Any] = {}
+        self._may_hold_nan: dict[type[Event], bool] = {}
+
+    def encode(self, event: Event) -> bytes:
+        cls = type(event)
+        risky = self._may_hold_nan.get(cls)
+        if risky is None:
+            risky = self._may_hold_nan[cls] = can_hold_nan(cls)
+        if risky:
+            refuse_nan(event, event_type(cls))
+        try:
+            data: bytes = self._encode(event)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise PublishError(f"{event_type(cls)} cannot be encoded: {error}") from error
+        return data
+
+    def decode(self, data: bytes, cls: type[Event], label: str) -> Event:
+        decoder = self._decoders.get(cls)
+        if decoder is None:
+            decoder = self._decoders[cls] = self._module.Decoder(cls, strict=self._strict)
+        try:
+            event: Event = decoder.decode(data)
+        except msgspec.ValidationError as error:
+            raise SchemaError(f"{label}: {error}") from error
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise DecodeError(f"{label}: {error}") from error
+        return event
+
+
+class NativeCodec:
+    """The layout of design: `id type v key data`, then what is set of `ts corr cause traceparent h`."""
+
+    def __init__(self, data_format: DataFormat = "json") -> None:
+        self._data = _Data(data_format)
+        self.encode = self._data.encode
+
+    def read(self, entry_id: str, fields: Fields) -> Message:
+        named = _named(entry_id, fields)
+        missing = [name.decode() for name in _REQUIRED if name not in named]
+        if missing:
+            raise DecodeError(f"entry {entry_id} has no field {', '.join(missing)}")
+        if len(named) > len(_REQUIRED) and not named.keys() <= _KNOWN:
+            extra = sorted(_show(name) for name in named.keys() - _KNOWN)
+            raise DecodeError(f"entry {entry_id} has unknown fields {', '.join(extra)}")
+        return Message(
+            id=_event_id(entry_id, named[b"id"]),
+            type=_text(entry_id, "type", named[b"type"]),
+            version=_whole(entry_id, "v", named[b"v"]),
+            key=_text(entry_id, "key", named[b"key"]),
+            data=named[b"data"],
+            **(_optional(entry_id, named) if len(named) > len(_REQUIRED) else {}),
+        )
+
+    def write(self, message: Message) -> Fields:
+        fields = [
+            b"id", message.id.encode(), b"type", message.type.encode(), b"v", b"%d" % message.version,
+            b"key", message.key.encode(), b"data", message.data,
+        ]  # fmt: skip
+        if message.time_ms is not None:
+            fields += (b"ts", b"%d" % message.time_ms)
+        if message.correlation_id is not None:
+            fields += (b"corr", message.correlation_id.encode())
+        if message.causation_id is not None:
+            fields += (b"cause", message.causation_id.encode())
+        if message.traceparent is not None:
+            fields += (b"traceparent", message.traceparent.encode())
+        if message.headers:
+            fields += (b"h", msgspec.json.encode(message.headers))
+        return fields
+
+    def decode(self, message: Message, cls: type[Event]) -> Event:
+        return self._data.decode(message.data, cls, f"{message.type} {message.id}")
+
+
+class FlatCodec:
+    """Entries of other programs whose fields are the event's own: `XADD readings * sensor a7 celsius 21.5`.
+
+    Values are text and are converted to the class's types. The type is the topic's only class, or stands in the
+    field `type_field`. The event id is the entry id, or stands in the field `id_field`.
+    """
+
+    def __init__(self, event: type[Event], *, type_field: str = "", id_field: str = "") -> None:
+        self._default = event
+        self._type_field = type_field.encode()
+        self._id_field = id_field.encode()
+        self._data = _Data("json", strict=False)
+        self.encode = self._data.encode
+
+    def read(self, entry_id: str, fields: Fields) -> Message:
+        named = _named(entry_id, fields)
+        type_name, version = event_type(self._default), event_version(self._default)
+        if self._type_field and self._type_field in named:
+            type_name = _text(entry_id, "type", named.pop(self._type_field))
+        event_id = _event_id(entry_id, named[self._id_field]) if self._id_field in named else entry_id
+        values = {_text(entry_id, "name", k): _text(entry_id, _show(k), v) for k, v in named.items()}
+        return Message(id=event_id, type=type_name, version=version, data=msgspec.json.encode(values))
+
+    def write(self, message: Message) -> Fields:
+        values = msgspec.json.decode(message.data, type=dict[str, Any])
+        nested = [name for name, value in values.items() if isinstance(value, dict | list)]
+        if nested:
+            raise PublishError(f"{message.type}: a flat entry cannot hold the nested field {nested[0]!r}")
+        fields = [part for k, v in values.items() if v is not None for part in (k.encode(), _flat(v))]
+        if self._id_field and self._id_field.decode() not in values:
+            fields += (self._id_field, message.id.encode())
+        if self._type_field:
+            fields += (self._type_field, message.type.encode())
+        return fields
+
+    def decode(self, message: Message, cls: type[Event]) -> Event:
+        return self._data.decode(message.data, cls, f"{message.type} {message.id}")
+
+
+class RawCodec:
+    """Entries of other programs that hold the whole event, encoded, in one field (others are kept as headers)."""
+
+    def __init__(self, event: type[Event], *, field: str = "data", data_format: DataFormat = "json") -> None:
+        self._default = event
+        self._field = field.encode()
+        self._data = _Data(data_format)
+        self.encode = self._data.encode
+
+    def read(self, entry_id: str, fields: Fields) -> Message:
+        named = _named(entry_id, fields)
+        data = named.pop(self._field, None)
+        if data is None:
+            raise DecodeError(f"entry {entry_id} has no field {_show(self._field)}")
+        headers = {_text(entry_id, "name", k): _text(entry_id, _show(k), v) for k, v in named.items()}
+        return Message(
+            id=entry_id,
+            type=event_type(self._default),
+            version=event_version(self._default),
+            data=data,
+            headers=headers,
+        )
+
+    def write(self, message: Message) -> Fields:
+        fields = [self._field, message.data]
+        for name, value in message.headers.items():
+            fields += (name.encode(), value.encode())
+        return fields
+
+    def decode(self, message: Message, cls: type[Event]) -> Event:
+        return self._data.decode(message.data, cls, f"{message.type} {message.id}")
+
+
+def can_hold_nan(cls: Any) -> bool:
+    """Whether a value of this type can hold a float or Decimal anywhere, so also a NaN or an infinity."""
+    seen: set[Any] = set()
+
+    def walk(node: Any) -> bool:
+        if isinstance(node, inspect.FloatType | inspect.DecimalType | inspect.AnyType | inspect.CustomType):
+            return True
+        if isinstance(node, inspect.StructType | inspect.DataclassType | inspect.TypedDictType):
+            if node.cls in seen:
+                return False
+            seen.add(node.cls)
+            return any(walk(field.type) for field in node.fields)
+        parts: list[Any] = []
+        for name in ("item_type", "key_type", "value_type", "type", "types", "item_types"):
+            part = getattr(node, name, ())
+            parts += part if isinstance(part, tuple) else (part,)
+        return any(walk(part) for part in parts if isinstance(part, inspect.Type))
+
+    return walk(inspect.type_info(cls))
+
+
+def refuse_nan(value: Any, label: str) -> None:
+    """Raise PublishError if a NaN or an infinity stands anywhere in `value`: JSON would store it as null."""
+    if isinstance(value, float | Decimal):
+        if not math.isfinite(value):
+            raise PublishError(f"{label} is {value}: NaN and infinity cannot be stored")
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            refuse_nan(getattr(value, name), f"{label}.{name}")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            refuse_nan(item, f"{label}[{key!r}]")
+    elif isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
+        for item in value:
+            refuse_nan(item, f"{label}[]")
+
+
+def _named(entry_id: str, fields: Fields) -> dict[bytes, bytes]:
+    if not fields:
+        raise DecodeError(f"entry {entry_id} has no fields")
+    named = dict(zip(fields[::2], fields[1::2], strict=True))
+    if len(named) * 2 != len(fields):
+        raise DecodeError(f"entry {entry_id} repeats a field name")
+    return named
+
+
+def _event_id(entry_id: str, raw: bytes) -> str:
+    text = _text(entry_id, "id", raw)
+    if not text or len(raw) > MAX_ID_BYTES or "\x00" in text:
+        raise DecodeError(f"entry {entry_id}: an event id is 1 to {MAX_ID_BYTES} bytes without NUL")
+    return text
+
+
+def _text(entry_id: str, name: str, raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"entry {entry_id}: field {name} is not UTF-8: {error.reason}") from error
+
+
+def _whole(entry_id: str, name: str, raw: bytes) -> int:
+    if raw.isdigit() and len(raw) <= 16:
+        return int(raw)
+    raise DecodeError(f"entry {entry_id}: field {name} is {_show(raw)}, not a whole number of up to 16 digits")
+
+
+def _optional(entry_id: str, named: dict[bytes, bytes]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if b"ts" in named:
+        found["time_ms"] = _whole(entry_id, "ts", named[b"ts"])
+    names = (b"corr", "correlation_id"), (b"cause", "causation_id"), (b"traceparent", "traceparent")
+    for field, attribute in names:
+        if field in named:
+            found[attribute] = _text(entry_id, field.decode(), named[field])
+    if b"h" in named:
+        try:
+            found["headers"] = _headers.decode(named[b"h"])
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise DecodeError(f"entry {entry_id}: field h is no JSON object of texts: {error}") from error
+    return found
+
+
+def _flat(value: Any) -> bytes:
+    return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
+
+
+def _show(raw: bytes) -> str:
+    return repr(raw[:40])[1:]

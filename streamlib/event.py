@@ -1,0 +1,108 @@
+"""Typed events: the base classes that users subclass, and the registry that finds a class for a stored type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, dataclass_transform, get_type_hints
+
+import msgspec
+from msgspec import Struct, StructMeta
+
+from streamlib.errors import DeclarationError, UnknownType
+
+_TYPE = "__streamlib_type__"
+_VERSION = "__streamlib_version__"
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class _MessageMeta(StructMeta):
+    """Makes every subclass frozen and keyword-only, and takes `version=` and `name=` as class keywords."""
+
+    def __new__(
+        mcls,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        *,
+        version: int = 1,
+        type_name: str | None = None,
+        **options: Any,
+    ) -> Any:
+        if not 1 <= version <= 1_000_000:
+            raise DeclarationError(f"{name}(version={version}): a version is a whole number from 1")
+        namespace[_TYPE] = type_name or name
+        namespace[_VERSION] = version
+        options = {"frozen": True, "kw_only": True, **options}
+        return super().__new__(mcls, name, bases, namespace, **options)
+
+
+class Event(Struct, metaclass=_MessageMeta):
+    """Something that happened. Subclasses are frozen and keyword-only msgspec Structs.
+
+    `class Moved(Event, version=2, type_name="moved")`: the stored type is the class's name unless `type_name` is
+    given; the version is 1 unless `version` is given.
+    """
+
+
+def event_type(cls: type[Event]) -> str:
+    """The name under which events of this class are stored."""
+    name: str = cls.__dict__[_TYPE]
+    return name
+
+
+def event_version(cls: type[Event]) -> int:
+    """The schema version under which events of this class are stored."""
+    version: int = cls.__dict__[_VERSION]
+    return version
+
+
+def check_resolvable(cls: type[Struct]) -> None:
+    """Raise DeclarationError when an annotation of `cls` cannot be resolved or is no type that can be stored."""
+    try:
+        get_type_hints(cls)
+        msgspec.json.Decoder(cls)
+    except NameError as error:
+        raise DeclarationError(
+            f"{cls.__qualname__}: the annotation names {error.name!r}, which is not found in module "
+            f"{cls.__module__}; define it there, not inside a function"
+        ) from error
+    except TypeError as error:
+        raise DeclarationError(f"{cls.__qualname__}: {error}") from error
+
+
+class Registry:
+    """The event classes of one topic, by stored type and version."""
+
+    def __init__(self, classes: Iterable[type[Event]]) -> None:
+        self._classes: dict[tuple[str, int], type[Event]] = {}
+        for cls in classes:
+            self._add(cls)
+
+    def _add(self, cls: type[Event]) -> None:
+        if not (isinstance(cls, type) and issubclass(cls, Event) and cls is not Event):
+            raise DeclarationError(f"{cls!r} is not a subclass of streamlib.Event")
+        check_resolvable(cls)
+        key = (event_type(cls), event_version(cls))
+        known = self._classes.setdefault(key, cls)
+        if known is not cls:
+            raise DeclarationError(
+                f"{cls.__module__}.{cls.__qualname__} and {known.__module__}.{known.__qualname__} are both "
+                f"{key[0]} version {key[1]}; give one of them type_name= or version="
+            )
+
+    @property
+    def classes(self) -> tuple[type[Event], ...]:
+        return tuple(self._classes.values())
+
+    @property
+    def type_names(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self._classes)
+
+    def find(self, name: str, version: int) -> type[Event]:
+        """The class for a stored type; raises UnknownType."""
+        try:
+            return self._classes[name, version]
+        except KeyError:
+            have = sorted(v for n, v in self._classes if n == name)
+            known = f"versions {have}" if have else f"types {sorted(self.type_names)}"
+            raise UnknownType(f"no class for {name!r} version {version}; this worker knows {known}") from None

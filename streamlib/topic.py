@@ -1,0 +1,90 @@
+"""A topic as declared: its name, event classes, key, partitions and codec."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from streamlib.codec import Codec, NativeCodec
+from streamlib.errors import DeclarationError, PublishError
+from streamlib.event import Event, Registry, event_type, event_version
+from streamlib.keys import MAX_ID_BYTES, check_name
+from streamlib.message import Message, new_event_id
+
+Unknown = Literal["park", "dead-letter", "skip"]
+MAX_PARTITIONS = 1024
+
+
+class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
+    """What `app.topic(...)` declares. `dedup_window_s` 0 keeps no keys for copies sent by other producers."""
+
+    name: str
+    registry: Registry
+    key: str | None = None
+    partitions: int = 1
+    codec: Codec = NativeCodec()
+    unknown: Unknown = "park"
+    dedup_window_s: float = 0
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.name)
+        if not self.registry.classes:
+            raise DeclarationError(f"topic {self.name!r} declares no event classes")
+        if not 1 <= self.partitions <= MAX_PARTITIONS:
+            raise DeclarationError(
+                f"topic {self.name!r}: partitions={self.partitions}, not 1 to {MAX_PARTITIONS}"
+            )
+        if self.unknown not in ("park", "dead-letter", "skip"):
+            raise DeclarationError(
+                f"topic {self.name!r}: unknown={self.unknown!r}; choose 'park', 'dead-letter' or 'skip'"
+            )
+        for cls in self.registry.classes:
+            if self.key is not None and self.key not in cls.__struct_fields__:
+                raise DeclarationError(
+                    f"topic {self.name!r} is keyed by {self.key!r}, but {cls.__name__} has no such field"
+                )
+
+    def key_of(self, event: Event) -> str:
+        """The event's key as text, "" on a topic without a key. Raises PublishError for None."""
+        if self.key is None:
+            return ""
+        value: Any = getattr(event, self.key)
+        if value is None:
+            raise PublishError(f"{event_type(type(event))}.{self.key} is None, but topic {self.name!r} is keyed by it")
+        return value if isinstance(value, str) else str(value)
+
+    def message(
+        self, event: Event, *, event_id: str | None = None, key: str | None = None, **envelope: Any
+    ) -> Message:
+        """The event in its envelope, encoded. Raises PublishError and DeclarationError."""
+        cls = type(event)
+        if cls not in self.registry.classes:
+            raise DeclarationError(
+                f"topic {self.name!r} does not declare {cls.__qualname__}; it has {sorted(self.registry.type_names)}"
+            )
+        return Message(
+            id=_checked("event id", event_id) if event_id is not None else new_event_id(),
+            type=event_type(cls),
+            version=event_version(cls),
+            key=_checked("key", self.key_of(event) if key is None else key, may_be_empty=True),
+            data=self.codec.encode(event),
+            **envelope,
+        )
+
+    def partition_of(self, message: Message) -> int:
+        """crc32(key) mod P; events without a key are spread by their id."""
+        if self.partitions == 1:
+            return 0
+        return zlib.crc32((message.key or message.id).encode()) % self.partitions
+
+
+def _checked(kind: str, text: str, *, may_be_empty: bool = False) -> str:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise PublishError(f"{kind} {text!r} is not valid Unicode") from error
+    if size > MAX_ID_BYTES or "\x00" in text or not (text or may_be_empty):
+        raise PublishError(f"{kind} {text[:40]!r} has {size} bytes; 1 to {MAX_ID_BYTES} without NUL are allowed")
+    return text
