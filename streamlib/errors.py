@@ -1,28 +1,28 @@
 """Every error that streamlib raises on purpose: one tree, so that callers catch by name.
 
-    StreamlibError
-    ├── ConfigError                 the app or its settings are wrong (exit code 2)
-    │   ├── SettingsError           a setting is unknown or out of range
-    │   ├── AppImportError          `module:attribute` does not lead to an App
-    │   └── DeclarationError        an event, topic, handler or projection is declared wrongly
-    ├── RedisError
-    │   ├── RedisUnavailable        not reachable, or it refused our credentials (exit code 3)
-    │   ├── RedisUnfit              reachable, but cannot keep the promises (too old, evicting, read-only)
-    │   └── WrongKeyType            a key of ours holds another type
-    ├── TopicMismatch               the stored partition count differs from the declared one
-    ├── PublishError
-    │   ├── TopicFull               the topic holds limits.topic_len entries
-    │   ├── PayloadTooLarge         above limits.payload_bytes
-    │   ├── NotConfirmed            stored, but not as durably as asked
-    │   └── IdempotencyConflict     the same event id with another content
-    ├── DecodeError                 an entry is no event; `.reason` is the dead letter's reason
-    │   ├── SchemaError             the event's fields do not fit its class
-    │   └── UnknownType             no class for this type and version
-    ├── NotFound                    a topic, group, view or dead letter that does not exist (exit code 4)
-    ├── Refused                     a destructive verb without consent (exit code 5)
-    ├── Fenced                      another worker owns this now
-    ├── Reject                      raised by handlers: straight to the dead letters
-    └── RetryLater                  raised by handlers: again after `delay` seconds
+StreamlibError
+├── ConfigError                 the app or its settings are wrong (exit code 2)
+│   ├── SettingsError           a setting is unknown or out of range
+│   ├── AppImportError          `module:attribute` does not lead to an App
+│   └── DeclarationError        an event, topic, handler or projection is declared wrongly
+├── RedisError
+│   ├── RedisUnavailable        not reachable, or it refused our credentials (exit code 3)
+│   ├── RedisUnfit              reachable, but cannot keep the promises (too old, evicting, read-only)
+│   └── WrongKeyType            a key of ours holds another type
+├── TopicMismatch               the stored partition count differs from the declared one
+├── PublishError
+│   ├── TopicFull               the topic holds limits.topic_len entries
+│   ├── PayloadTooLarge         above limits.payload_bytes
+│   ├── NotConfirmed            stored, but not as durably as asked
+│   └── IdempotencyConflict     the same event id with another content
+├── DecodeError                 an entry is no event; `.reason` is the dead letter's reason
+│   ├── SchemaError             the event's fields do not fit its class
+│   └── UnknownType             no class for this type and version
+├── NotFound                    a topic, group, view or dead letter that does not exist (exit code 4)
+├── Refused                     a destructive verb without consent (exit code 5)
+├── Fenced                      another worker owns this now
+├── Reject                      raised by handlers: straight to the dead letters
+└── RetryLater                  raised by handlers: again after `delay` seconds
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from streamlib.message import Message, new_event_id
 
 Unknown = Literal["park", "dead-letter", "skip"]
 MAX_PARTITIONS = 1024
+_DURABILITY = re.compile(r"primary|fsync|replicas:[1-9]\d?")
 
 
 class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
@@ -27,6 +29,7 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
     codec: Codec = NativeCodec()
     unknown: Unknown = "park"
     dedup_window_s: float = 0
+    durability: str = "primary"
 
     def __post_init__(self) -> None:
         check_name("topic", self.name)
@@ -40,6 +43,10 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
             raise DeclarationError(
                 f"topic {self.name!r}: unknown={self.unknown!r}; choose 'park', 'dead-letter' or 'skip'"
             )
+        if not _DURABILITY.fullmatch(self.durability):
+            raise DeclarationError(
+                f"topic {self.name!r}: durability={self.durability!r}; choose 'primary', 'fsync' or 'replicas:n'"
+            )
         for cls in self.registry.classes:
             if self.key is not None and self.key not in cls.__struct_fields__:
                 raise DeclarationError(
@@ -52,7 +59,9 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
             return ""
         value: Any = getattr(event, self.key)
         if value is None:
-            raise PublishError(f"{event_type(type(event))}.{self.key} is None, but topic {self.name!r} is keyed by it")
+            raise PublishError(
+                f"{event_type(type(event))}.{self.key} is None, but topic {self.name!r} is keyed by it"
+            )
         return value if isinstance(value, str) else str(value)
 
     def message(
@@ -62,7 +71,8 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
         cls = type(event)
         if cls not in self.registry.classes:
             raise DeclarationError(
-                f"topic {self.name!r} does not declare {cls.__qualname__}; it has {sorted(self.registry.type_names)}"
+                f"topic {self.name!r} does not declare {cls.__qualname__}; "
+                f"it has {sorted(self.registry.type_names)}"
             )
         return Message(
             id=_checked("event id", event_id) if event_id is not None else new_event_id(),
@@ -86,5 +96,7 @@ def _checked(kind: str, text: str, *, may_be_empty: bool = False) -> str:
     except UnicodeEncodeError as error:
         raise PublishError(f"{kind} {text!r} is not valid Unicode") from error
     if size > MAX_ID_BYTES or "\x00" in text or not (text or may_be_empty):
-        raise PublishError(f"{kind} {text[:40]!r} has {size} bytes; 1 to {MAX_ID_BYTES} without NUL are allowed")
+        raise PublishError(
+            f"{kind} {text[:40]!r} has {size} bytes; 1 to {MAX_ID_BYTES} without NUL are allowed"
+        )
     return text

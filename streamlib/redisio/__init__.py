@@ -1,0 +1,1 @@
+"""Floor 1: the only rooms that speak to Redis."""

@@ -1,0 +1,43 @@
+"""Events that come again (retries, parked, handed back, replayed): what is kept beside the event while they wait."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from streamlib.codec import Fields
+from streamlib.errors import DecodeError
+
+
+class Again(Struct, frozen=True, array_like=True):
+    """The opaque blob of `{S}:retrybody` and of the entries of `{S}:again`.
+
+    `entry_id` is the event's first entry in S, `attempts` the runs already spent, `since_ms` when it first failed or
+    was parked (server ms, 0 if it never did), `why` one of retry, parked, returned, replayed; `fields` the entry's
+    own fields, untouched.
+    """
+
+    entry_id: str
+    attempts: int
+    since_ms: int
+    why: str
+    fields: list[bytes]
+    replays: int = 0
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Again)
+
+
+def pack(again: Again) -> bytes:
+    return _encoder.encode(again)
+
+
+def unpack(entry_id: str, fields: Fields) -> Again:
+    """The blob of an entry of `{S}:again`, whose fields are `id <event id> body <blob>`. Raises DecodeError."""
+    if len(fields) != 4 or fields[0] != b"id" or fields[2] != b"body":
+        raise DecodeError(f"entry {entry_id} of an again stream was not written by streamlib")
+    try:
+        return _decoder.decode(fields[3])
+    except msgspec.DecodeError as error:
+        raise DecodeError(f"entry {entry_id} of an again stream: {error}") from error

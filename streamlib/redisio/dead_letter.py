@@ -1,0 +1,103 @@
+"""What a dead letter looks like: the entry's own fields, then nine fields that say why it died."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import traceback
+from typing import Literal
+
+from msgspec import Struct
+
+from streamlib.codec import Fields
+
+Reason = Literal["max_attempts", "rejected", "decode", "schema", "unknown_type", "crash", "outcome_unknown"]
+
+_NAMES = (
+    b"dl-reason", b"dl-error", b"dl-traceback", b"dl-fingerprint", b"dl-attempts", b"dl-entry", b"dl-group",
+    b"dl-consumer", b"dl-at",
+)  # fmt: skip
+_MAX_ERROR = 2_000
+_MAX_TRACEBACK = 16_000
+_VARYING = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|'[^']*'|\"[^\"]*\"|\d+")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class Failure(Struct, frozen=True):
+    """Why a run of an event failed."""
+
+    reason: Reason
+    error: str
+    traceback: str = ""
+    error_type: str = ""
+
+    @classmethod
+    def of(cls, reason: Reason, error: BaseException) -> Failure:
+        """The failure that an exception stands for; texts are cut and freed of control characters."""
+        lines = traceback.format_exception(error)
+        return cls(
+            reason,
+            _clean(f"{type(error).__name__}: {error}", _MAX_ERROR),
+            _clean("".join(lines), _MAX_TRACEBACK, keep_end=True),
+            type(error).__name__,
+        )
+
+
+class DeadLetter(Struct, frozen=True, kw_only=True):
+    """A dead letter as it is stored in `{S}:dead:<group>`."""
+
+    fields: list[bytes]
+    reason: str
+    error: str
+    traceback: str
+    fingerprint: str
+    attempts: int
+    entry_id: str
+    group: str
+    consumer: str
+    at_ms: int
+
+
+def dead_letter_fields(
+    fields: Fields, failure: Failure, *, attempts: int, entry_id: str, group: str, consumer: str, at_ms: int
+) -> Fields:
+    """The fields of the dead letter for an entry with `fields`."""
+    values = (
+        failure.reason, failure.error, failure.traceback, fingerprint(group, failure), str(attempts), entry_id,
+        group, consumer, str(at_ms),
+    )  # fmt: skip
+    extra = [
+        part
+        for pair in zip(_NAMES, (v.encode("utf-8", "replace") for v in values), strict=True)
+        for part in pair
+    ]
+    return [*fields, *extra]
+
+
+def parse_dead_letter(stored: Fields) -> DeadLetter | None:
+    """The dead letter in the fields of an entry; None if the entry is none (somebody else wrote it)."""
+    own, extra = stored[:-18], stored[-18:]
+    if tuple(extra[::2]) != _NAMES:
+        return None
+    text = [value.decode("utf-8", "replace") for value in extra[1::2]]
+    reason, error, trace, mark, attempts, entry_id, group, consumer, at_ms = text
+    return DeadLetter(
+        fields=own, reason=reason, error=error, traceback=trace, fingerprint=mark,
+        attempts=int(attempts) if attempts.isdigit() else 0, entry_id=entry_id, group=group, consumer=consumer,
+        at_ms=int(at_ms) if at_ms.isdigit() else 0,
+    )  # fmt: skip
+
+
+def fingerprint(group: str, failure: Failure) -> str:
+    """Equal for failures of one cause: group, error with varying parts blanked, innermost frame."""
+    frames = [line.strip() for line in failure.traceback.splitlines() if line.lstrip().startswith('File "')]
+    where = re.sub(r", line \d+", "", frames[-1]) if frames else ""
+    text = "\0".join((group, failure.reason, _VARYING.sub("*", failure.error), where))
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).hexdigest()
+
+
+def _clean(text: str, limit: int, *, keep_end: bool = False) -> str:
+    text = _CONTROL.sub("?", text)
+    if len(text) <= limit:
+        return text
+    return f"...{text[-limit:]}" if keep_end else f"{text[:limit]}..."
