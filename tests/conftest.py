@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.helpers.oracle import assert_no_stray_keys
+from tests.helpers.proxy import ChaosProxy
 from tests.helpers.servers import RedisProc, available_kinds
 
 SERVER_ENV = "STREAMLIB_TEST_SERVER"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "allow_keys(*globs): keys the test itself may leave behind in Redis")
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +35,16 @@ def server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def redis_url(server: RedisProc) -> Iterator[str]:
-    """The address of the shared server, empty at the start of the test."""
+def redis_url(server: RedisProc, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of the shared server, empty at the start of the test; stray keys at its end fail the test.
+
+    A test that writes keys of its own names them: `@pytest.mark.allow_keys("effect:*")` (globs).
+    """
     with server.client() as client:
         client.flushall()
         yield server.url
+        allowed = [str(glob) for mark in request.node.iter_markers("allow_keys") for glob in mark.args]
+        assert_no_stray_keys(client, allowed)
 
 
 @pytest.fixture
@@ -56,3 +67,10 @@ def own_server(server_kind: str, tmp_path: Path) -> Iterator[Callable[..., Redis
     yield start
     for running in started:
         running.terminate()
+
+
+@pytest.fixture
+def proxy(redis_url: str) -> Iterator[ChaosProxy]:
+    """A bad network in front of the shared server; put `with ChaosProxy(own.url)` before an own one."""
+    with ChaosProxy(redis_url) as running:
+        yield running

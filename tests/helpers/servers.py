@@ -48,6 +48,18 @@ def free_port() -> int:
     return port
 
 
+def connect(url: str, *, timeout_s: float = 10) -> redis.Redis:
+    """A blocking client of any address (a proxy's, say): bytes, RESP2 reply shapes, no silent resends."""
+    return redis.Redis.from_url(
+        url,
+        protocol=2,
+        decode_responses=False,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
 class RedisProc:
     """One server process on 127.0.0.1 with its own directory.
 
@@ -139,15 +151,7 @@ class RedisProc:
 
     def client(self, *, timeout_s: float = 10) -> redis.Redis:
         """A blocking client: bytes, RESP2 reply shapes, no silent resends."""
-        return redis.Redis(
-            host=HOST,
-            port=self.port,
-            protocol=2,
-            decode_responses=False,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-        )
+        return connect(self.url, timeout_s=timeout_s)
 
     def __enter__(self) -> Self:
         return self.start()

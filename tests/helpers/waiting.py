@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -23,7 +23,8 @@ def wait_until(
     """Call `cond` until its answer is true and return that answer.
 
     `what` names the condition in the failure. Exceptions of the classes in `ignore` count as "not yet";
-    any other goes straight up. Raises AssertionError after `timeout` seconds, with the last answer or exception.
+    any other goes straight up. Raises AssertionError after `timeout` seconds, with the last answer or
+    exception.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -40,24 +41,41 @@ def wait_until(
         time.sleep(every)
 
 
+@overload
 async def eventually(
-    cond: Callable[[], T | Awaitable[T]],
+    cond: Callable[[], Awaitable[T]],
+    timeout: float = ...,
+    every: float = ...,
+    *,
+    what: str | None = ...,
+    ignore: tuple[type[Exception], ...] = ...,
+) -> T: ...
+@overload
+async def eventually(
+    cond: Callable[[], T],
+    timeout: float = ...,
+    every: float = ...,
+    *,
+    what: str | None = ...,
+    ignore: tuple[type[Exception], ...] = ...,
+) -> T: ...
+async def eventually(
+    cond: Callable[[], Any],
     timeout: float = TIMEOUT_S,
     every: float = EVERY_S,
     *,
     what: str | None = None,
     ignore: tuple[type[Exception], ...] = (),
-) -> T:
+) -> Any:
     """`wait_until` inside a running event loop; `cond` may be a plain or a coroutine function."""
     deadline = time.monotonic() + timeout
     while True:
         last: object
         try:
             result = cond()
-            answer: Any = await result if inspect.isawaitable(result) else result
+            answer = await result if inspect.isawaitable(result) else result
             if answer:
-                found: T = answer
-                return found
+                return answer
             last = answer
         except ignore as error:
             last = error
