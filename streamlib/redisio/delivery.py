@@ -1,0 +1,42 @@
+"""One entry as a worker received it: from the topic's stream, or from its group's stream of returning events."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from streamlib.codec import Fields
+from streamlib.keys import StreamKeys
+
+How = Literal["new", "reclaimed", "retry"]
+
+
+class Delivery(Struct, kw_only=True, eq=False):
+    """An entry in the pending list of this worker's consumer.
+
+    `again` tells the two streams apart, `entry_id` is the entry's id in the one it was read from, `origin_id` its id
+    in S; `event_id` is the idempotency key's; `attempts` are the runs spent before; `since_ms` is when it first failed
+    or was parked (0: never).
+    """
+
+    keys: StreamKeys
+    partition: int
+    again: bool
+    entry_id: str
+    origin_id: str
+    event_id: str
+    fields: Fields
+    how: How
+    attempts: int = 0
+    since_ms: int = 0
+    replays: int = 0
+
+    @property
+    def ref(self) -> str:
+        """The entry's name in tokens: ids of the two streams may be equal, refs are not."""
+        return "a" + self.entry_id if self.again else self.entry_id
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.fields))

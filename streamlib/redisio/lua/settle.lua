@@ -1,0 +1,125 @@
+-- Ends the runs of a batch of entries of one partition and group: every effect of an outcome and its ack, together.
+--
+-- KEYS[1]      S
+-- KEYS[2]      {S}:again:<group>
+-- KEYS[3]      {S}:retry:<group>
+-- KEYS[4]      {S}:retrybody:<group>
+-- KEYS[5]      {S}:dead:<group>
+-- KEYS[6]      {S}:suspect:<group>
+-- KEYS[7..n+6] {S}:idem:<group>:<event id>, one per outcome
+-- ARGV[1]      group
+-- ARGV[2]      worker id
+-- ARGV[3]      idempotency window, ms
+-- ARGV[4]      "1" when these outcomes were sent before and the reply was lost
+-- then per outcome: kind, entry ref, a number, the count of parts, the parts
+--   ack    -            nothing to record: a duplicate or a type that the group skips
+--   done   -            parts: per emitted event the count of its fields and the fields
+--   retry  delay in ms  parts: event id, body
+--   back   -            parts: event id, body; hands a claimed entry back
+--   return -            parts: event id, body; hands an entry back that was never claimed
+--   dead   -            parts: the dead letter's fields
+--
+-- Returns one number per outcome: 1 settled, 0 the lease was lost and nothing was written for it.
+-- Sent twice (ARGV[4]), an outcome that finds the state its kind writes counts as settled and is not written again.
+-- XACK is the first write, so that memory can be freed when Redis is full.
+
+local S, AGAIN, RETRY, BODY, DEAD, SUSPECT = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local group, worker, window_ms, resent = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == "1"
+local WRITES = { done = "d", retry = "r", back = "r", ["return"] = "r", dead = "x" }
+local time = redis.call("TIME")
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function is_again(ref)
+    return string.sub(ref, 1, 1) == "a"
+end
+
+local function entry_id(ref)
+    return is_again(ref) and string.sub(ref, 2) or ref
+end
+
+-- What to do with an outcome: "write" it, only "ack" the entry, count it as "settled", or "lost".
+local function decide(kind, ref, state)
+    if kind == "ack" then
+        return "ack"
+    elseif kind == "return" then
+        if is_again(ref) then
+            local still = #redis.call("XRANGE", AGAIN, entry_id(ref), entry_id(ref)) > 0
+            return still and (state == "r" or not state) and "write" or "ack"
+        elseif not state then
+            return "write"
+        end
+        local held = string.match(state, "^c%d+:[^:]*:(.*)$")
+        return held == ref and "lost" or "ack"
+    end
+    if state then
+        local holder, held = string.match(state, "^c%d+:([^:]*):(.*)$")
+        if holder == worker and held == ref then
+            return "write"
+        elseif resent and state == WRITES[kind] then
+            return "settled"
+        end
+    end
+    return "lost"
+end
+
+local outcomes, at, key = {}, 5, 7
+while at <= #ARGV do
+    local one = { kind = ARGV[at], ref = ARGV[at + 1], number = tonumber(ARGV[at + 2]), first = at + 4, key = KEYS[key] }
+    one.count = tonumber(ARGV[at + 3])
+    one.verdict = decide(one.kind, one.ref, redis.call("GET", one.key))
+    outcomes[#outcomes + 1] = one
+    at, key = one.first + one.count, key + 1
+end
+for i, wanted in ipairs({ "stream", "stream", "zset", "hash", "stream", "hash" }) do
+    local kind = redis.call("TYPE", KEYS[i]).ok
+    if kind ~= "none" and kind ~= wanted then
+        return redis.error_reply("WRONGTYPE " .. KEYS[i] .. " is a " .. kind)
+    end
+end
+local has_suspects = redis.call("EXISTS", SUSPECT) == 1
+
+local ids, again_ids, refs = {}, {}, {}
+for _, one in ipairs(outcomes) do
+    if one.verdict == "write" or one.verdict == "ack" then
+        local list = is_again(one.ref) and again_ids or ids
+        list[#list + 1] = entry_id(one.ref)
+        refs[#refs + 1] = one.ref
+    end
+end
+if #ids > 0 then
+    redis.call("XACK", S, group, unpack(ids))
+end
+if #again_ids > 0 then
+    redis.call("XACK", AGAIN, group, unpack(again_ids))
+    redis.call("XDEL", AGAIN, unpack(again_ids))
+end
+if has_suspects and #refs > 0 then
+    redis.call("HDEL", SUSPECT, unpack(refs))
+end
+
+local answer = {}
+for i, one in ipairs(outcomes) do
+    answer[i] = one.verdict == "lost" and 0 or 1
+    if one.verdict == "write" then
+        local first, last = one.first, one.first + one.count - 1
+        if one.kind == "done" then
+            redis.call("SET", one.key, "d", "PX", window_ms)
+            while first <= last do
+                local fields = tonumber(ARGV[first])
+                redis.call("XADD", S, "*", unpack(ARGV, first + 1, first + fields))
+                first = first + 1 + fields
+            end
+        elseif one.kind == "retry" then
+            redis.call("SET", one.key, "r", "PX", window_ms + one.number)
+            redis.call("HSET", BODY, ARGV[first], ARGV[first + 1])
+            redis.call("ZADD", RETRY, now + one.number, ARGV[first])
+        elseif one.kind == "dead" then
+            redis.call("SET", one.key, "x", "PX", window_ms)
+            redis.call("XADD", DEAD, "*", unpack(ARGV, first, last))
+        else
+            redis.call("SET", one.key, "r", "PX", window_ms)
+            redis.call("XADD", AGAIN, "*", "id", ARGV[first], "body", ARGV[first + 1])
+        end
+    end
+end
+return answer

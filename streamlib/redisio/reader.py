@@ -1,0 +1,103 @@
+"""Reads entries for one group: new ones from S beside returning ones from `again`, and those that were left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from streamlib.codec import Codec, Fields
+from streamlib.errors import DecodeError
+from streamlib.keys import StreamKeys
+from streamlib.message import Message
+from streamlib.redisio.again import unpack
+from streamlib.redisio.delivery import Delivery, How
+from streamlib.redisio.scripts import Executes
+
+
+class Received(Struct, frozen=True):
+    """A delivery with its envelope, or with the reason why there is none."""
+
+    delivery: Delivery
+    message: Message | None
+    error: DecodeError | None = None
+
+
+class Missing(Struct, frozen=True):
+    """Pending entries that do not exist any more: somebody deleted what was not acknowledged."""
+
+    stream: str
+    entry_ids: list[str]
+
+
+class Reader:
+    """One group's view of the partitions of a topic, as one consumer."""
+
+    def __init__(self, partitions: Sequence[StreamKeys], group: str, consumer: str, codec: Codec) -> None:
+        self._partitions = list(partitions)
+        self._group = group
+        self._consumer = consumer
+        self._codec = codec
+        self._streams: dict[bytes, tuple[int, bool]] = {}
+        for number, keys in enumerate(partitions):
+            self._streams[keys.again(group).encode()] = (number, True)
+            self._streams[keys.stream.encode()] = (number, False)
+        self._read_tail = ["STREAMS", *(s.decode() for s in self._streams), *([">"] * len(self._streams))]
+
+    async def read(self, redis: Executes, *, count: int, block_ms: int | None) -> list[Received]:
+        """Up to `count` entries of each stream, returning ones first; waits up to `block_ms` for the first."""
+        block = [] if block_ms is None else ["BLOCK", block_ms]
+        reply = await redis.execute(
+            "XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *block, *self._read_tail
+        )
+        received: list[Received] = []
+        for stream, entries in reply or ():
+            partition, again = self._streams[stream]
+            how: How = "retry" if again else "new"
+            received += (self._receive(partition, again, how, *entry) for entry in entries if entry[1])
+        return received
+
+    async def take_over(
+        self, redis: Executes, partition: int, again: bool, *, idle_ms: int, cursor: str, count: int
+    ) -> tuple[str, list[Received], Missing]:
+        """Entries nobody touched for `idle_ms`, from `cursor` on; the next cursor ("0-0" at the end)."""
+        keys = self._partitions[partition]
+        stream = keys.again(self._group) if again else keys.stream
+        reply = await redis.execute(
+            "XAUTOCLAIM", stream, self._group, self._consumer, idle_ms, cursor, "COUNT", count
+        )
+        found = [self._receive(partition, again, "reclaimed", *entry) for entry in reply[1] if entry and entry[1]]
+        gone = [entry_id.decode() for entry_id in (reply[2] if len(reply) > 2 else ())]
+        return reply[0].decode(), found, Missing(stream, gone)
+
+    def _receive(self, partition: int, again: bool, how: How, raw_id: bytes, fields: Fields) -> Received:
+        entry_id = raw_id.decode()
+        origin_id, extra, error = entry_id, dict[str, Any](), None
+        event_id = ""
+        if again:
+            try:
+                kept = unpack(entry_id, fields)
+                event_id = fields[1].decode("utf-8", "replace")
+                extra = {"attempts": kept.attempts, "since_ms": kept.since_ms, "replays": kept.replays}
+                origin_id, fields = kept.entry_id, kept.fields
+            except DecodeError as problem:
+                error = problem
+        message = None
+        if error is None:
+            try:
+                message = self._codec.read(origin_id, fields)
+            except DecodeError as problem:
+                error = problem
+        delivery = Delivery(
+            keys=self._partitions[partition],
+            partition=partition,
+            again=again,
+            entry_id=entry_id,
+            origin_id=origin_id,
+            event_id=event_id or (message.id if message else origin_id),
+            fields=fields,
+            how=how,
+            **extra,
+        )
+        return Received(delivery, message, error)

@@ -1,0 +1,107 @@
+"""Settles outcomes: one script records what became of a batch of events and acknowledges their entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from streamlib.codec import Fields
+from streamlib.redisio.again import Again, pack
+from streamlib.redisio.dead_letter import Failure, dead_letter_fields
+from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.scripts import Arg, Executes, Script
+
+_settle = Script("settle")
+
+Kind = Literal["ack", "done", "retry", "back", "return", "dead"]
+
+
+class Settlement(Struct, frozen=True):
+    """What is to be recorded for one delivery; made by the functions below."""
+
+    delivery: Delivery
+    kind: Kind
+    number: int = 0
+    parts: Sequence[Arg] = ()
+
+
+def ack(delivery: Delivery) -> Settlement:
+    """Nothing to record: a duplicate, or a type that the group does not handle."""
+    return Settlement(delivery, "ack")
+
+
+def done(delivery: Delivery, emitted: Sequence[Fields] = ()) -> Settlement:
+    """The event was handled; `emitted` entries join the same partition stream with the ack."""
+    parts: list[Arg] = []
+    for fields in emitted:
+        parts.append(len(fields))
+        parts.extend(fields)
+    return Settlement(delivery, "done", 0, parts)
+
+
+def retry(delivery: Delivery, *, delay_ms: int, attempts: int, now_ms: int, parked: bool = False) -> Settlement:
+    """The event comes again after `delay_ms`; `attempts` are the runs spent by then."""
+    why = "parked" if parked else "retry"
+    again = _again(delivery, attempts, delivery.since_ms or now_ms, why)
+    return Settlement(delivery, "retry", delay_ms, (delivery.event_id, pack(again)))
+
+
+def give_back(delivery: Delivery, *, claimed: bool) -> Settlement:
+    """The event comes again at once, elsewhere, with no attempt spent."""
+    again = _again(delivery, delivery.attempts, delivery.since_ms, "returned")
+    return Settlement(delivery, "back" if claimed else "return", 0, (delivery.event_id, pack(again)))
+
+
+def bury(
+    delivery: Delivery, failure: Failure, *, attempts: int, group: str, consumer: str, now_ms: int
+) -> Settlement:
+    """The event goes to the group's dead letters."""
+    fields = dead_letter_fields(
+        delivery.fields,
+        failure,
+        attempts=attempts,
+        entry_id=delivery.origin_id,
+        group=group,
+        consumer=consumer,
+        at_ms=now_ms,
+    )
+    return Settlement(delivery, "dead", 0, fields)
+
+
+async def settle(
+    redis: Executes,
+    settlements: Sequence[Settlement],
+    *,
+    group: str,
+    worker_id: str,
+    window_ms: int,
+    resent: bool,
+) -> list[bool]:
+    """Settle deliveries of one partition (at most 500): for each whether it counts, False where the lease was lost.
+
+    Safe to send twice when the second says `resent`.
+    """
+    keys = settlements[0].delivery.keys
+    args: list[Arg] = [group, worker_id, window_ms, "1" if resent else "0"]
+    for one in settlements:
+        args += (one.kind, one.delivery.ref, one.number, len(one.parts), *one.parts)
+    reply = await _settle.run(
+        redis,
+        [
+            keys.stream,
+            keys.again(group),
+            keys.retry(group),
+            keys.retry_body(group),
+            keys.dead(group),
+            keys.suspect(group),
+            *(keys.idem(group, one.delivery.event_id) for one in settlements),
+        ],
+        args,
+    )
+    return [code == 1 for code in reply]
+
+
+def _again(delivery: Delivery, attempts: int, since_ms: int, why: str) -> Again:
+    return Again(delivery.origin_id, attempts, since_ms, why, delivery.fields, delivery.replays)
