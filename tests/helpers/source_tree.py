@@ -15,7 +15,7 @@ FLOORS = {
     "streamlib.__main__": 4,
     **{
         f"streamlib.{word}": 0
-        for word in ("errors", "event", "message", "codec", "keys", "retry", "settings", "topic")
+        for word in ("errors", "event", "message", "codec", "keys", "retry", "settings", "topic", "logs")
     },
     "streamlib.redisio": 1,
     "streamlib.worker": 2,
