@@ -12,6 +12,9 @@ RUN --mount=type=cache,target=/root/.cache/pip ["/opt/streamlib/bin/pip", "insta
 
 FROM python:3.13-slim
 RUN ["useradd", "--uid", "10001", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", "streamlib"]
+# The one place that may be written, also when the root file system is read-only.
+RUN ["install", "--directory", "--owner", "10001", "--group", "10001", "/data"]
+VOLUME ["/data"]
 COPY --from=build /opt/streamlib /opt/streamlib
 WORKDIR /app
 # Read from the working directory; STREAMLIB_* in the environment wins over it.
@@ -19,7 +22,8 @@ COPY config/streamlib.toml ./streamlib.toml
 ENV PATH="/opt/streamlib/bin:$PATH" \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    STREAMLIB_LOG_FORMAT=json
+    STREAMLIB_LOG_FORMAT=json \
+    FLIGHTS_DB=/data/flights.sqlite3
 # A number, so that an orchestrator can see that it is not root.
 USER 10001:10001
 EXPOSE 9464

@@ -70,14 +70,23 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     assert entry == ['["streamlib"]'], "the commands below are arguments of streamlib"
     yield from (("Dockerfile", json.loads(rest)) for name, rest in dockerfile() if name == "CMD")
     for name, service in our_services().items():
-        yield f"docker-compose.yml: {name}", service["command"]
+        where = f"docker-compose.yml: {name}"
+        if service.get("entrypoint") == ["sh", "-c"]:
+            yield from ((where, arguments) for arguments in _commands_in(service["command"][0]))
+        else:
+            yield where, service["command"]
     for rule in alert_rules():
         line = re.sub(r"\{\{.*?\}\}", "x", rule["annotations"]["command"])
         yield f"config/alerts.yml: {rule['alert']}", _arguments(line)
     for block in re.findall(r"```(?:console|sh|bash)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
-        for line in block.splitlines():
-            if found := re.search(r"(?:^|&& |\| |\.venv/bin/|^\$ )(streamlib .*)", line):
-                yield "README.md", _arguments(found.group(1))
+        yield from (("README.md", arguments) for arguments in _commands_in(block))
+
+
+def _commands_in(script: str) -> Iterator[list[str]]:
+    """The arguments of each `streamlib ...` in shell lines, also behind a pipe, `&&` or a folder."""
+    for line in script.splitlines():
+        if found := re.search(r"(?:^\s*|&& |\| |\.venv/bin/|^\$ )(streamlib .*)", line):
+            yield _arguments(found.group(1))
 
 
 def _arguments(line: str) -> list[str]:

@@ -16,6 +16,7 @@ from streamlib.metrics.catalogue import METRIC_NAMES
 from streamlib.settings import Settings, load_settings
 from tests.helpers import deployment
 from tests.helpers.source_tree import ROOT
+from workers.flights.jsonl import lines
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on PATH")
@@ -128,6 +129,23 @@ def test_redis_keeps_what_it_confirmed() -> None:
     assert arguments["--maxmemory-policy"] == "noeviction"
     assert redis["volumes"] == ["redis:/data"]
     assert redis["healthcheck"]["test"] == ["CMD", "redis-cli", "ping"]
+
+
+def test_services_write_only_where_a_volume_is() -> None:
+    environment = next(rest for name, rest in deployment.dockerfile() if name == "ENV")
+    assert "FLIGHTS_DB=/data/" in environment
+    assert [rest for name, rest in deployment.dockerfile() if name == "VOLUME"] == ['["/data"]']
+    assert {tuple(service["volumes"]) for service in deployment.our_services().values()} == {
+        ("effects:/data",)
+    }
+
+
+def test_producer_prints_the_lines_that_publish_reads() -> None:
+    printed = [json.loads(line) for line in lines(limit=100)]
+    assert len(printed) == 100
+    assert all(set(line) == {"type", "data", "id"} for line in printed)
+    assert len({line["id"] for line in printed}) == 100
+    assert {line["type"] for line in printed} <= {"FlightDeparted", "FlightArrived", "FlightCancelled"}
 
 
 def test_services_run_every_group_of_the_app_once() -> None:
