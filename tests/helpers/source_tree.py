@@ -15,7 +15,18 @@ FLOORS = {
     "streamlib.__main__": 4,
     **{
         f"streamlib.{word}": 0
-        for word in ("errors", "event", "message", "codec", "keys", "retry", "settings", "topic", "logs")
+        for word in (
+            "errors",
+            "event",
+            "message",
+            "codec",
+            "keys",
+            "retry",
+            "settings",
+            "topic",
+            "logs",
+            "read_model",
+        )
     },
     "streamlib.redisio": 1,
     "streamlib.worker": 2,
