@@ -1,0 +1,1 @@
+"""Applications on streamlib, each one runnable: `streamlib run workers.flights.app:app`."""
