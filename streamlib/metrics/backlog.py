@@ -1,0 +1,89 @@
+"""Gauges of what lies in Redis for each group; series that nobody could confirm any more go away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from streamlib.metrics.catalogue import METRICS, PREFIX
+from streamlib.ops.inspect import GroupInfo, TopicInfo
+
+MAX_MISSED = 3
+
+
+class _Seen(Struct):
+    """A topic as last seen, and how many updates have passed since."""
+
+    length: int
+    groups: dict[str, GroupInfo]
+    missed: int = 0
+
+
+class BacklogGauges(Collector):
+    """Serves the latest inspection. A topic that three updates in a row did not confirm is dropped."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._lock = threading.Lock()
+        self._topics: dict[str, _Seen] = {}
+        registry.register(self)
+
+    def update(self, topics: Sequence[TopicInfo]) -> None:
+        """Take over a new inspection; a group missing in its topic is gone at once."""
+        with self._lock:
+            self._age()
+            for topic in topics:
+                self._topics[topic.topic] = _Seen(
+                    topic.length, {group.group: group for group in topic.groups}
+                )
+
+    def missed(self) -> None:
+        """An inspection was due and failed."""
+        with self._lock:
+            self._age()
+
+    def _age(self) -> None:
+        for name, seen in list(self._topics.items()):
+            seen.missed += 1
+            if seen.missed >= MAX_MISSED:
+                del self._topics[name]
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return self._families().values()
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        families = self._families()
+        with self._lock:
+            for topic, seen in self._topics.items():
+                families["topic_length"].add_metric([topic], seen.length)
+                for name, group in seen.groups.items():
+                    for metric, value in _values(group).items():
+                        if value is not None:
+                            families[metric].add_metric([topic, name], value)
+        return families.values()
+
+    @staticmethod
+    def _families() -> dict[str, GaugeMetricFamily]:
+        return {
+            metric.name: GaugeMetricFamily(PREFIX + metric.name, metric.help, labels=metric.labels)
+            for metric in METRICS
+            if metric.kind == "backlog"
+        }
+
+
+def _values(group: GroupInfo) -> dict[str, float | None]:
+    return {
+        "group_lag": group.lag,
+        "group_lag_known": group.lag_known,
+        "group_pending": group.pending,
+        "group_retrying": group.retrying,
+        "group_dead": group.dead,
+        "group_consumers": group.consumers,
+        "group_oldest_pending_age_seconds": group.oldest_pending_seconds,
+        "group_oldest_undelivered_age_seconds": group.oldest_undelivered_seconds,
+        "group_backlog": group.backlog,
+    }

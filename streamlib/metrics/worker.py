@@ -1,0 +1,236 @@
+"""What one worker process counts: its registry, and label children bound once so that counting is cheap."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from streamlib.metrics.catalogue import DELIVERIES, METRICS, OUTCOMES, PREFIX, Metric
+
+MAX_ERROR_TYPES = 50
+MAX_WORDS = 16
+OTHER = "other"
+
+
+class Bounded:
+    """Keeps a label finite: the first `most` different values pass, any further one becomes "other"."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._seen: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        if value in self._seen:
+            return value
+        if len(self._seen) >= self._most:
+            return OTHER
+        self._seen.add(value)
+        return value
+
+
+class _Instruments:
+    """The instruments of the catalogue in one registry, by name."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.counters: dict[str, Counter] = {}
+        self.histograms: dict[str, Histogram] = {}
+        self.gauges: dict[str, Gauge] = {}
+        for metric in METRICS:
+            self._make(metric, registry)
+
+    def _make(self, metric: Metric, registry: CollectorRegistry) -> None:
+        name = PREFIX + metric.name
+        if metric.kind == "counter":
+            self.counters[metric.name] = Counter(name, metric.help, metric.labels, registry=registry)
+        elif metric.kind == "gauge":
+            self.gauges[metric.name] = Gauge(name, metric.help, metric.labels, registry=registry)
+        elif metric.kind == "histogram":
+            self.histograms[metric.name] = Histogram(
+                name, metric.help, metric.labels, registry=registry, buckets=metric.buckets
+            )
+
+
+class WorkerMetrics:
+    """The metrics of one process, in a registry of its own. Safe to use from any thread."""
+
+    def __init__(self, *, server: str = "") -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self._made = _Instruments(self.registry)
+        self._groups: dict[tuple[str, str], GroupMetrics] = {}
+        self._topics: dict[str, TopicMetrics] = {}
+        self._error_kinds = Bounded(MAX_WORDS)
+        self._commands = Bounded(MAX_WORDS)
+        self._error_types: dict[str, Bounded] = {}
+        self.connected_to(server)
+
+    def connected_to(self, server: str) -> None:
+        """Name the server in build_info ("redis 8.2.3")."""
+        info = self._made.gauges["build_info"]
+        info.clear()
+        info.labels(
+            version=_version("streamlib"),
+            python=platform.python_version(),
+            redis_py=_version("redis"),
+            server=server,
+        ).set(1)
+
+    def group(self, topic: str, group: str) -> GroupMetrics:
+        """The metrics of one group; the same object for the same names."""
+        found = self._groups.get((topic, group))
+        if found is None:
+            found = GroupMetrics(self._made, topic, group, self._error_types)
+            found = self._groups.setdefault((topic, group), found)
+        return found
+
+    def topic(self, topic: str) -> TopicMetrics:
+        """The metrics of publishing into one topic; the same object for the same name."""
+        found = self._topics.get(topic)
+        if found is None:
+            found = self._topics.setdefault(topic, TopicMetrics(self._made, topic))
+        return found
+
+    def redis_error(self, kind: str) -> None:
+        self._made.counters["redis_errors"].labels(self._error_kinds(kind)).inc()
+
+    def redis_command(self, command: str, seconds: float) -> None:
+        self._made.histograms["redis_command_duration_seconds"].labels(self._commands(command)).observe(
+            seconds
+        )
+
+    def loop_lag(self, seconds: float) -> None:
+        self._made.histograms["event_loop_lag_seconds"].observe(seconds)
+
+    def ready(self, is_ready: bool) -> None:
+        self._made.gauges["worker_ready"].set(is_ready)
+
+    def concurrency_limit(self, n: int) -> None:
+        self._made.gauges["concurrency_limit"].set(n)
+
+
+class TopicMetrics:
+    """What publishing into one topic counts."""
+
+    def __init__(self, made: _Instruments, topic: str) -> None:
+        self._topic = topic
+        self._published = made.counters["published_events"]
+        self._outcomes = Bounded(MAX_WORDS)
+        self._duration = made.histograms["publish_duration_seconds"].labels(topic)
+        self._size = made.histograms["event_size_bytes"].labels(topic)
+
+    def published(self, outcome: str, n: int, seconds: float) -> None:
+        """`n` events of one batch ended with `outcome`; the batch took `seconds`."""
+        self._published.labels(self._topic, self._outcomes(outcome)).inc(n)
+        self._duration.observe(seconds)
+
+    def event_size(self, size: int) -> None:
+        """One encoded event has `size` bytes."""
+        self._size.observe(size)
+
+
+class GroupMetrics:
+    """What one group of one topic counts.
+
+    Children of fixed labels exist from the start, those of a handler from its first event: rate() and
+    increase() see the step from 0 to 1 only in series that were there before.
+    """
+
+    def __init__(self, made: _Instruments, topic: str, group: str, error_types: dict[str, Bounded]) -> None:
+        self._made = made
+        self._labels = (topic, group)
+        self._error_types = error_types
+        received = made.counters["events_received"]
+        self._received = {name: received.labels(topic, group, name) for name in DELIVERIES}
+        self._processed: dict[str, dict[str, Counter]] = {}
+        self._durations: dict[str, Histogram] = {}
+        self._retries = made.counters["retries_scheduled"].labels(topic, group)
+        self._duplicates = made.counters["duplicates_suppressed"].labels(topic, group)
+        self._lease_lost = made.counters["lease_lost"].labels(topic, group)
+        self._stream_lost = made.counters["stream_lost"].labels(topic, group)
+        self._ack_errors = made.counters["ack_errors"].labels(topic, group)
+        self._queue_wait = made.histograms["queue_wait_seconds"].labels(topic, group)
+        self._end_to_end = made.histograms["end_to_end_latency_seconds"].labels(topic, group)
+        self._attempts = made.histograms["delivery_attempts"].labels(topic, group)
+        self._inflight = made.gauges["inflight_events"].labels(topic, group)
+        self._last_poll = made.gauges["last_poll_timestamp_seconds"].labels(topic, group)
+
+    def received(self, delivery: str, n: int) -> None:
+        """`n` events were delivered; `delivery` is new, reclaimed or retry, else KeyError."""
+        self._received[delivery].inc(n)
+
+    def processed(self, handler: str, outcome: str, seconds: float | None) -> None:
+        """One delivery ended; `seconds` is the handler's run time, None if it did not run.
+
+        `outcome` is ok, retry, dead, skipped, duplicate or released. Raises KeyError for another word.
+        """
+        outcomes = self._processed.get(handler)
+        if outcomes is None:
+            outcomes = self._bind(handler)
+        outcomes[outcome].inc()
+        if seconds is not None:
+            self._durations[handler].observe(seconds)
+
+    def handler_error(self, handler: str, error_type: str) -> None:
+        """A handler raised; `error_type` is the exception's class name."""
+        bounded = self._error_types.setdefault(handler, Bounded(MAX_ERROR_TYPES))
+        self._made.counters["handler_errors"].labels(handler, bounded(error_type)).inc()
+
+    def dead_letter(self, handler: str, reason: str) -> None:
+        self._made.counters["dead_letters"].labels(*self._labels, handler, reason).inc()
+
+    def retry_scheduled(self) -> None:
+        self._retries.inc()
+
+    def duplicate(self, n: int) -> None:
+        self._duplicates.inc(n)
+
+    def lease_lost(self, n: int) -> None:
+        self._lease_lost.inc(n)
+
+    def stream_lost(self) -> None:
+        self._stream_lost.inc()
+
+    def ack_error(self) -> None:
+        self._ack_errors.inc()
+
+    def queue_wait(self, seconds: float) -> None:
+        """From stored to started; clocks of two machines may make it negative, which counts as 0."""
+        self._queue_wait.observe(max(seconds, 0.0))
+
+    def end_to_end(self, seconds: float) -> None:
+        """From stored to acknowledged; negative counts as 0."""
+        self._end_to_end.observe(max(seconds, 0.0))
+
+    def attempts(self, n: int) -> None:
+        """An event reached its final outcome in its n-th run."""
+        self._attempts.observe(n)
+
+    def inflight(self, n: int) -> None:
+        self._inflight.set(n)
+
+    def polled(self) -> None:
+        """Redis answered a read of this group just now."""
+        self._last_poll.set(time.time())
+
+    def _bind(self, handler: str) -> dict[str, Counter]:
+        processed = self._made.counters["events_processed"]
+        durations = self._made.histograms["handler_duration_seconds"]
+        self._durations[handler] = durations.labels(self._labels[0], handler)
+        return self._processed.setdefault(
+            handler, {outcome: processed.labels(*self._labels, handler, outcome) for outcome in OUTCOMES}
+        )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"

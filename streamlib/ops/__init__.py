@@ -1,0 +1,1 @@
+"""What operators ask and do: inspect topics and groups, handle dead letters, check a server."""
