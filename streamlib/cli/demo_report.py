@@ -1,4 +1,4 @@
-"""What the demo tells while it runs and at its end: the words between `streamlib demo` and the app it runs."""
+"""What the demo tells while it runs and at its end: words shared by `streamlib demo` and its app."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class DemoResult(Struct, frozen=True, kw_only=True):
     """How it ended.
 
     `groups` counts what each group handled, `dead` the dead letters of all groups, `duplicates` the repeated
-    effects that were refused, `recovered` what the killed worker held. `mismatches` says how the results differ
-    from the facts computed straight from the file; `verified` is that there is none.
+    effects that were refused, `recovered` what the killed worker held. `mismatches` says how the results
+    differ from the facts computed straight from the file; `verified` is that there is none.
     """
 
     events: int

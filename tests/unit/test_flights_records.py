@@ -1,4 +1,4 @@
-"""Flight records: every row of the real file becomes the right events; what is no record is refused by name."""
+"""Flight records: every row of the real file becomes the right events; what is no record is refused."""
 
 import csv
 import gzip

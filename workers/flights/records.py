@@ -10,7 +10,7 @@
 | `arr_delay air_time` | fact of an arrival, minutes | an incomplete arrival (70 rows), see below |
 | `tailnum` | optional | no aircraft was assigned (155 rows, all cancelled) |
 
-An incomplete arrival is published as it is; handlers reject it, and it lies in their dead letters with the reason.
+An incomplete arrival is published as it is; each group that handles it rejects it, with that reason.
 `sched_dep_time sched_arr_time hour` tell nothing more and are not read.
 """
 

@@ -1,7 +1,7 @@
 """The SQLite file that `delays` and `alerts` write to: an effect outside Redis that happens once per event.
 
 A handler may run twice for one event (its worker died before Redis heard that it was done). So each effect is
-one transaction with the event's idempotency key as primary key: a second run finds the key and changes nothing.
+one transaction with the event's idempotency key as primary key: a second run finds it and changes nothing.
 """
 
 from __future__ import annotations
