@@ -1,0 +1,120 @@
+"""`streamlib dlq ls | groups | show`: look at dead letters, from Redis alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import click
+import msgspec
+
+from streamlib.cli.dlq_act import purge, replay
+from streamlib.cli.letters import dead_letters, filter_options, shown_in_full, summary
+from streamlib.cli.options import Given, json_option, shared_options
+from streamlib.cli.output import note, print_json, print_table
+from streamlib.logs import neutralise
+from streamlib.ops.dead_letters import ErrorGroup, Filters, Found
+
+SHOWN = 100
+ERROR_WIDTH = 100
+_CAUSE_COLUMNS = (
+    "fingerprint", "count", "topic", "group", "reason", "error", "first_at", "last_at", "sample_id",
+)  # fmt: skip
+
+
+@click.group("dlq")
+@shared_options
+def command(given: Given) -> None:
+    """List, show, replay and purge dead letters.
+
+    Works from Redis alone, without the app. The ids that `ls` prints are good for `show`, `replay` and
+    `purge`.
+    """
+
+
+@command.command("ls")
+@filter_options(SHOWN)
+@json_option
+@shared_options
+def ls(given: Given, filters: Filters, as_json: bool) -> None:
+    """List dead letters, newest first."""
+    settings = given.settings()
+
+    async def work() -> list[Found]:
+        async with dead_letters(settings) as letters:
+            return await letters.newest(filters)
+
+    rows = [summary(found) for found in asyncio.run(work())]
+    if as_json:
+        print_json(rows)
+        return
+    _print(("id", "event_id", "type", "reason", "error", "attempts", "at", "fingerprint"), rows)
+    if filters.limit and len(rows) == filters.limit:
+        note(f"these are the newest {filters.limit}; --limit shows more")
+
+
+@command.command("groups")
+@filter_options(0)
+@json_option
+@shared_options
+def groups(given: Given, filters: Filters, as_json: bool) -> None:
+    """Group dead letters by cause, the most frequent first."""
+    settings = given.settings()
+
+    async def work() -> list[ErrorGroup]:
+        async with dead_letters(settings) as letters:
+            return await letters.by_cause(filters)
+
+    rows = [msgspec.to_builtins(cause) for cause in asyncio.run(work())]
+    if as_json:
+        print_json(rows)
+        return
+    columns = (
+        "fingerprint",
+        "count",
+        "topic",
+        "group",
+        "reason",
+        "error",
+        "first_at",
+        "last_at",
+        "sample_id",
+    )
+    _print(columns, rows)
+
+
+@command.command("show")
+@click.argument("dead_letter_id", metavar="ID")
+@json_option
+@shared_options
+def show(given: Given, dead_letter_id: str, as_json: bool) -> None:
+    """Show one dead letter in full: event, error, traceback."""
+    settings = given.settings()
+
+    async def work() -> Found:
+        async with dead_letters(settings) as letters:
+            return await letters.get(dead_letter_id)
+
+    full = shown_in_full(asyncio.run(work()))
+    if as_json:
+        print_json(full)
+        return
+    width = max(map(len, full)) + 2
+    for name, value in full.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        lines = text.rstrip().split("\n") if name == "traceback" else [text]
+        click.echo(f"{name:<{width}}" + f"\n{'':<{width}}".join(map(neutralise, lines)))
+
+
+command.add_command(replay)
+command.add_command(purge)
+
+
+def _print(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    cut = [row | {"error": _short(row["error"])} for row in rows]
+    print_table(columns, [[row[name] for name in columns] for row in cut], empty="no dead letters")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= ERROR_WIDTH else f"{text[:ERROR_WIDTH]}..."

@@ -1,0 +1,176 @@
+"""`streamlib publish`: JSON lines into a topic."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, BinaryIO, TypeVar
+
+import click
+import msgspec
+from msgspec import Struct
+
+from streamlib.app import App
+from streamlib.cli.app_import import load_app
+from streamlib.cli.exits import Exit
+from streamlib.cli.options import Given, json_option, shared_options
+from streamlib.cli.output import note, print_json, progress
+from streamlib.cli.session import translated
+from streamlib.errors import NotFound, PublishError, StreamlibError, UnknownType
+from streamlib.event import Event, event_type, event_version
+from streamlib.message import Message
+from streamlib.redisio.publisher import Sent
+from streamlib.topic import TopicSpec
+
+T = TypeVar("T")
+
+BATCH = 500
+CHUNK_BYTES = 256 * 1024
+MAX_LINE_BYTES = 16 * 1024 * 1024
+SHOWN_FAILURES = 100
+
+
+class Line(Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of input. Without `version` the newest version of the type is meant."""
+
+    type: str
+    data: msgspec.Raw
+    id: str | None = None
+    key: str | None = None
+    version: int | None = None
+
+
+class Tally:
+    """What has been published, and what not."""
+
+    def __init__(self) -> None:
+        self.published = 0
+        self.duplicates = 0
+        self.failed = 0
+        self.last_line = 0
+
+    def fail(self, number: int, error: Exception) -> None:
+        self.failed += 1
+        if self.failed <= SHOWN_FAILURES:
+            note(f"line {number}: {error}")
+        elif self.failed == SHOWN_FAILURES + 1:
+            note("further failed lines are counted, not shown")
+
+
+@click.command("publish")
+@click.argument("app_path", metavar="APP")
+@click.argument("topic_name", metavar="TOPIC")
+@click.argument("file", type=click.File("rb"), default="-")
+@click.option("--strict", is_flag=True, help="Stop at the first line that fails.")
+@json_option
+@shared_options
+def command(
+    given: Given, app_path: str, topic_name: str, file: BinaryIO, strict: bool, as_json: bool
+) -> None:
+    """Publish the events in FILE (or standard input, -) into TOPIC of APP, given as module:attribute.
+
+    Each line is {"type": ..., "data": {...}} with, if wanted, "id", "key" and "version". A line that fails is
+    named on stderr and the rest goes on; the exit code is 6 then. Lines with an id may be sent again safely
+    into topics with a dedup window.
+    """
+    settings = given.settings()
+    app = load_app(app_path)
+    app.configure(settings)
+    if topic_name not in app.topics:
+        raise NotFound(f"{app_path} has no topic {topic_name!r}; it has: {', '.join(sorted(app.topics))}")
+    tally = Tally()
+    try:
+        _publish(app, app.topics[topic_name].spec, file, tally, strict=strict)
+    except StreamlibError:
+        if tally.last_line:
+            note(f"stopped: everything up to line {tally.last_line} had been handled before")
+        raise
+    finally:
+        answer = {"published": tally.published, "duplicates": tally.duplicates}
+        if tally.failed:
+            answer["failed"] = tally.failed
+        if as_json:
+            print_json(answer)
+        else:
+            click.echo(" ".join(f"{name}={n}" for name, n in answer.items()))
+    if tally.failed:
+        given.ctx.exit(Exit.PARTLY)
+
+
+def _publish(app: App, topic: TopicSpec, file: BinaryIO, tally: Tally, *, strict: bool) -> None:
+    """Reading blocks between runs of the loop: a slow pipe stops nothing, and Ctrl-C ends it at once."""
+    with asyncio.Runner() as runner, progress("publishing") as advance:
+
+        def run(work: Coroutine[Any, Any, T]) -> T:
+            with translated(app.settings.redis):
+                return runner.run(work)
+
+        run(app.open())
+        try:
+            for batch in _batches(file):
+                messages: list[tuple[int, Message]] = []
+                for number, text in batch:
+                    try:
+                        messages.append((number, _message(topic, text)))
+                    except (PublishError, _BadLine) as error:
+                        tally.fail(number, error)
+                        if strict:
+                            break
+                results = run(app.publisher.send(topic, [message for _, message in messages]))
+                _count([number for number, _ in messages], results, tally)
+                tally.last_line = batch[-1][0]
+                advance(len(batch))
+                if strict and tally.failed:
+                    break
+        finally:
+            run(app.close())
+
+
+class _BadLine(Exception):
+    """A line that is no event of the topic."""
+
+
+def _message(topic: TopicSpec, text: bytes) -> Message:
+    """The line's event in its envelope. Raises _BadLine and PublishError."""
+    try:
+        line = msgspec.json.decode(text, type=Line)
+        event = msgspec.json.decode(line.data, type=_class_of(topic, line))
+    except (msgspec.DecodeError, UnknownType, UnicodeDecodeError, RecursionError) as error:
+        raise _BadLine(str(error)) from error
+    return topic.message(event, event_id=line.id, key=line.key)
+
+
+def _class_of(topic: TopicSpec, line: Line) -> type[Event]:
+    if line.version is not None:
+        return topic.registry.find(line.type, line.version)
+    versions = [event_version(cls) for cls in topic.registry.classes if event_type(cls) == line.type]
+    return topic.registry.find(line.type, max(versions, default=1))
+
+
+def _count(numbers: Sequence[int], results: Sequence[Sent | PublishError], tally: Tally) -> None:
+    for number, result in zip(numbers, results, strict=True):
+        if isinstance(result, PublishError):
+            tally.fail(number, result)
+        elif result.duplicate:
+            tally.duplicates += 1
+        else:
+            tally.published += 1
+
+
+def _batches(file: Any) -> Iterator[list[tuple[int, bytes]]]:
+    """Numbered lines that are not blank, as they arrive, at most BATCH at once."""
+    numbers = itertools.count(1)
+    rest = b""
+    while chunk := file.read1(CHUNK_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > MAX_LINE_BYTES:
+            raise StreamlibError(f"line {next(numbers) + len(lines)} is longer than {MAX_LINE_BYTES} bytes")
+        yield from _cut(lines, numbers)
+    yield from _cut([rest], numbers)
+
+
+def _cut(lines: list[bytes], numbers: Iterator[int]) -> Iterator[list[tuple[int, bytes]]]:
+    found = [(number, line) for line, number in zip(lines, numbers, strict=False) if line.strip()]
+    for start in range(0, len(found), BATCH):
+        yield found[start : start + BATCH]
