@@ -1,0 +1,160 @@
+"""Publishes: encodes events, sorts them by partition, gathers what is awaited together into batches."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+
+from streamlib.codec import Fields
+from streamlib.errors import PayloadTooLarge, PublishError, StreamlibError
+from streamlib.keys import Keys
+from streamlib.message import Message, Position
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.publish_line import BATCH_EVENTS, Line, Order, Outcome, Sent, Waiting
+from streamlib.settings import LimitSettings
+from streamlib.topic import TopicSpec
+
+Observe = Callable[[str, str, int, float], None]
+"""(topic, outcome, number of events, seconds). Outcomes: stored duplicate full conflict too_large refused
+not_confirmed error."""
+
+MAX_HEADERS = 32
+MAX_HEADER_BYTES = 8_192
+MAX_FIELD_PARTS = 2_000
+
+__all__ = ["Publisher", "Sent"]
+
+
+class Publisher:
+    """Publishes to any topic over one door; one per event loop. Safe for any number of tasks.
+
+    Each partition has at most one batch under way; whatever is published meanwhile goes together in the next
+    one. A batch whose answer was lost is sent again under the same number, which Redis recognises, for
+    `redis.retry_s`.
+    """
+
+    def __init__(
+        self, redis: RedisDoor, keys: Keys, limits: LimitSettings, *, observe: Observe | None = None
+    ) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._limits = limits
+        self._observe = observe or _nobody
+        self._lines: dict[tuple[TopicSpec, int], Line] = {}
+        self._orders: set[asyncio.Future[None]] = set()
+        self._closed = False
+
+    async def send(self, topic: TopicSpec, messages: Sequence[Message]) -> list[Sent | PublishError]:
+        """Store messages; for each, in order, what became of it.
+
+        An error stands for its own message only. Where the outcome is unknown, because Redis did not answer
+        for `redis.retry_s`, the error's `__cause__` is the RedisError; publishing again under the same event
+        id is safe.
+        """
+        outcomes = await self._store(topic, messages)
+        return [found if isinstance(found, Sent | PublishError) else _in_list(found) for found in outcomes]
+
+    async def publish(self, topic: TopicSpec, message: Message) -> Position:
+        """Store one message and return where it lies (for a copy: where the first one lies).
+
+        Raises TopicFull, PayloadTooLarge, NotConfirmed, IdempotencyConflict, PublishError, and RedisError
+        when Redis refused it or did not answer for `redis.retry_s` (then the outcome is unknown). Cancelled
+        before its batch left, the message is not stored; after that the outcome is unknown.
+        """
+        (outcome,) = await self._store(topic, (message,))
+        if isinstance(outcome, Sent):
+            return outcome.position
+        raise outcome
+
+    async def close(self) -> None:
+        """Refuse what comes from now on, and wait until everything accepted so far has its outcome."""
+        self._closed = True
+        while under_way := [*self._orders, *(line.task for line in self._lines.values() if line.busy)]:
+            await asyncio.wait([future for future in under_way if future is not None])
+        for line in self._lines.values():
+            await line.close()
+
+    async def _store(self, topic: TopicSpec, messages: Sequence[Message]) -> list[Outcome]:
+        if self._closed:
+            raise StreamlibError(
+                f"topic {topic.name!r}: the publisher is closed; publish while the app is open"
+            )
+        if not messages:
+            return []
+        order = Order(len(messages))
+        self._orders.add(order.done)
+        order.done.add_done_callback(self._orders.discard)
+        try:
+            for start in range(0, len(messages), BATCH_EVENTS):
+                for index in range(start, min(start + BATCH_EVENTS, len(messages))):
+                    self._accept(topic, messages[index], order, index)
+                # Lets the first batch leave while the next is being encoded.
+                await asyncio.sleep(0)
+            await order.done
+        except asyncio.CancelledError:
+            order.done.cancel()
+            raise
+        return order.outcomes()
+
+    def _accept(self, topic: TopicSpec, message: Message, order: Order, index: int) -> None:
+        try:
+            fields = _entry(topic, message, self._limits)
+        except PublishError as error:
+            order.put(index, error)
+            outcome = "too_large" if isinstance(error, PayloadTooLarge) else "refused"
+            self._observe(topic.name, outcome, 1, 0.0)
+            return
+        digest = _digest(message) if topic.dedup_window_s else b""
+        waiting = Waiting(order, index, message.id, message.type, fields, digest, time.monotonic())
+        self._line(topic, topic.partition_of(message)).add(waiting)
+
+    def _line(self, topic: TopicSpec, partition: int) -> Line:
+        line = self._lines.get((topic, partition))
+        if line is None:
+            line = Line(self._redis, self._keys, topic, partition, self._limits.topic_len, self._observe)
+            self._lines[topic, partition] = line
+        return line
+
+
+def _entry(topic: TopicSpec, message: Message, limits: LimitSettings) -> Fields:
+    """The entry's fields, within the limits. Raises PublishError."""
+    what = f"{message.type} {message.id} for topic {topic.name!r}"
+    if len(message.data) > limits.payload_bytes:
+        raise PayloadTooLarge(
+            f"{what} has {len(message.data)} bytes of data, more than limits.payload_bytes = "
+            f"{limits.payload_bytes}; store the large part elsewhere and publish where it is"
+        )
+    if message.headers:
+        size = sum(len(name) + len(value) for name, value in message.headers.items())
+        if len(message.headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+            raise PayloadTooLarge(
+                f"{what} has {len(message.headers)} headers of {size} characters; at most {MAX_HEADERS} of "
+                f"{MAX_HEADER_BYTES} together are allowed"
+            )
+    try:
+        fields = topic.codec.write(message)
+    except UnicodeEncodeError as error:
+        raise PublishError(f"{what} holds text that is not valid Unicode") from error
+    if not 0 < len(fields) <= MAX_FIELD_PARTS:
+        raise PublishError(
+            f"{what} becomes {len(fields) // 2} fields; an entry has 1 to {MAX_FIELD_PARTS // 2}"
+        )
+    return fields
+
+
+def _digest(message: Message) -> bytes:
+    """Equal for events of the same content; what differs from one sending to the next is left out."""
+    head = f"{message.type}\0{message.version}\0{message.key}\0".encode()
+    return hashlib.blake2b(head + message.data, digest_size=16).hexdigest().encode()
+
+
+def _in_list(error: StreamlibError) -> PublishError:
+    found = PublishError(str(error))
+    found.__cause__ = error
+    return found
+
+
+def _nobody(topic: str, outcome: str, number: int, seconds: float) -> None:
+    """Observes nothing."""
