@@ -89,9 +89,7 @@ async def types_of(redis: RedisDoor, keys: Keys, topic: str, group: str) -> froz
     return frozenset(name.removeprefix(_TYPE).decode() for name in names if name.startswith(_TYPE))
 
 
-async def declare_types(
-    redis: RedisDoor, keys: Keys, topic: str, group: str, types: Iterable[str]
-) -> None:
+async def declare_types(redis: RedisDoor, keys: Keys, topic: str, group: str, types: Iterable[str]) -> None:
     """Say that the group handles these types as of now. Safe to send twice; raises what the client raises."""
     server_s = (await redis.execute("TIME"))[0]
     declared = [part for name in types for part in (_TYPE + name.encode(), server_s)]
@@ -99,9 +97,7 @@ async def declare_types(
         await redis.execute("HSET", keys.group(topic, group), *declared)
 
 
-async def live_types(
-    redis: RedisDoor, keys: Keys, topic: str, group: str, within_s: float
-) -> frozenset[str]:
+async def live_types(redis: RedisDoor, keys: Keys, topic: str, group: str, within_s: float) -> frozenset[str]:
     """The event types that some worker of the group said to handle within the last `within_s` seconds."""
     server_s = int((await redis.execute("TIME"))[0])
     flat: list[bytes] = await redis.execute("HGETALL", keys.group(topic, group))
@@ -171,8 +167,8 @@ async def _create_one(redis: RedisDoor, stream: str, group: str, position: str) 
             return
         if error_code(error) == "WRONGTYPE":
             raise WrongKeyType(
-                f"key {stream!r} in {redact(redis.settings.url)} is no stream ({error}); rename or remove it, or "
-                "set redis.namespace"
+                f"key {stream!r} in {redact(redis.settings.url)} is no stream ({error}); rename or remove it "
+                "or set redis.namespace"
             ) from error
         raise
 

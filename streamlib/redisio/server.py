@@ -1,0 +1,191 @@
+"""What kind of server this is, and whether it can keep our promises."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from streamlib.errors import RedisUnfit
+from streamlib.redisio.connection import CLIENT_ERRORS, ErrorClass, RedisDoor, classify, error_code, translate
+from streamlib.settings import RedisSettings, redact
+
+MIN_REDIS = (7, 0)
+MIN_VALKEY = (7, 2)
+SAFE_POLICY = "noeviction"
+
+_LOOPBACK = {"", "localhost", "127.0.0.1", "::1"}
+
+
+class ServerInfo(Struct, frozen=True, kw_only=True):
+    """What a server says of itself; None and "" where it does not tell."""
+
+    kind: str = "redis"
+    version: str = ""
+    role: str = ""
+    policy: str = ""
+    maxmemory: int | None = None
+    aof: bool | None = None
+    cluster: bool = False
+    replicas: int = 0
+    read_only: bool = False
+    default_user_open: bool | None = None
+
+    @property
+    def version_tuple(self) -> tuple[int, ...]:
+        """(9, 1, 0); empty where the version is not known."""
+        return tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
+
+    def __str__(self) -> str:
+        return f"{self.kind.capitalize()} {self.version or 'of unknown version'}"
+
+
+class Finding(Struct, frozen=True):
+    """One thing looked at. With a `fatal` one that is not `ok`, nothing is started."""
+
+    check: str
+    ok: bool
+    detail: str
+    fatal: bool
+
+
+async def probe(redis: RedisDoor) -> ServerInfo:
+    """Ask the server about itself; what it denies stays unknown. Raises RedisError without an answer."""
+    try:
+        info = _parse(await _allowed(redis, "INFO") or b"")
+        policy = info.get("maxmemory_policy") or await _config(redis, "maxmemory-policy")
+        valkey = info.get("valkey_version")
+        return ServerInfo(
+            kind="valkey" if valkey else info.get("server_name", "redis"),
+            version=valkey or info.get("redis_version", ""),
+            role=info.get("role", ""),
+            policy=policy,
+            maxmemory=_number(info.get("maxmemory")),
+            aof=info["aof_enabled"] == "1" if "aof_enabled" in info else None,
+            cluster=info.get("cluster_enabled") == "1",
+            replicas=_number(info.get("connected_slaves")) or 0,
+            read_only=info.get("role") == "slave" and info.get("slave_read_only", "1") == "1",
+            default_user_open=_open_user(await _allowed(redis, "ACL", "GETUSER", "default")),
+        )
+    except CLIENT_ERRORS as error:
+        raise translate(error, redis.settings.url) from error
+
+
+def check(info: ServerInfo, settings: RedisSettings) -> list[Finding]:
+    """What this server can promise, the fatal checks first."""
+    return [
+        _version(info),
+        _eviction(info, settings),
+        _role(info),
+        _cluster(info),
+        _persistence(info),
+        _access(info, settings),
+    ]
+
+
+def refuse_unfit(findings: Iterable[Finding], settings: RedisSettings) -> None:
+    """Raise RedisUnfit naming every fatal finding."""
+    fatal = [f"{found.check}: {found.detail}" for found in findings if found.fatal and not found.ok]
+    if fatal:
+        raise RedisUnfit(f"Redis at {redact(settings.url)} cannot keep the promises: {'; '.join(fatal)}")
+
+
+def _version(info: ServerInfo) -> Finding:
+    least = MIN_VALKEY if info.kind == "valkey" else MIN_REDIS
+    if not info.version_tuple:
+        return Finding("version", False, "the server does not tell its version; allow INFO", fatal=False)
+    if info.version_tuple < least:
+        needed = f"{info} is too old; use Redis 7.0 or Valkey 7.2 or later"
+        return Finding("version", False, needed, fatal=True)
+    return Finding("version", True, str(info), fatal=True)
+
+
+def _eviction(info: ServerInfo, settings: RedisSettings) -> Finding:
+    name = "eviction"
+    if not info.policy:
+        unknown = f"maxmemory-policy is not known (INFO and CONFIG are denied); make sure it is {SAFE_POLICY}"
+        return Finding(name, False, unknown, fatal=False)
+    if info.policy == SAFE_POLICY:
+        return Finding(name, True, f"maxmemory-policy is {SAFE_POLICY}", fatal=True)
+    detail = (
+        f"maxmemory-policy is {info.policy}: a full server would throw away events and idempotency keys; set "
+        f"{SAFE_POLICY}"
+    )
+    if settings.allow_eviction:
+        return Finding(name, False, f"{detail} (allowed by redis.allow_eviction)", fatal=False)
+    return Finding(name, False, f"{detail}, or redis.allow_eviction = true to accept the loss", fatal=True)
+
+
+def _role(info: ServerInfo) -> Finding:
+    if info.read_only:
+        detail = "this is a read-only replica; point redis.url at the primary"
+        return Finding("role", False, detail, fatal=True)
+    if info.role == "slave":
+        detail = "this is a replica that takes writes and loses them with the next sync; use the primary"
+        return Finding("role", False, detail, fatal=True)
+    return Finding("role", True, info.role.replace("master", "primary") or "not known", fatal=True)
+
+
+def _cluster(info: ServerInfo) -> Finding:
+    if info.cluster:
+        detail = "this is a cluster node, and redis.url is for one server: keys of other nodes are not found"
+        return Finding("cluster", False, detail, fatal=False)
+    return Finding("cluster", True, "one server", fatal=False)
+
+
+def _persistence(info: ServerInfo) -> Finding:
+    if info.aof is None:
+        return Finding("persistence", False, "not known whether appendonly is on; allow INFO", fatal=False)
+    if not info.aof:
+        detail = "appendonly is off: a restart loses what came since the last snapshot; set appendonly yes"
+        return Finding("persistence", False, detail, fatal=False)
+    return Finding("persistence", True, "appendonly is on", fatal=False)
+
+
+def _access(info: ServerInfo, settings: RedisSettings) -> Finding:
+    parts = urlsplit(settings.url)
+    local = parts.scheme == "unix" or (parts.hostname or "") in _LOOPBACK
+    if info.default_user_open and not local:
+        detail = "anybody who reaches this server may do anything (user default has no password); set one"
+        return Finding("access", False, detail, fatal=False)
+    shown = {True: "open, on this machine only", False: "user default needs a password", None: "not known"}
+    return Finding("access", True, shown[info.default_user_open], fatal=False)
+
+
+async def _allowed(redis: RedisDoor, *command: str) -> object:
+    """The reply, None where the server denies or does not have this command."""
+    try:
+        reply: object = await redis.execute(*command)
+    except CLIENT_ERRORS as error:
+        if error_code(error) in ("NOPERM", "unknown") or classify(error) is ErrorClass.BUG:
+            return None
+        raise
+    return reply
+
+
+async def _config(redis: RedisDoor, name: str) -> str:
+    reply = await _allowed(redis, "CONFIG", "GET", name)
+    if isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], bytes):
+        return reply[1].decode()
+    return ""
+
+
+def _parse(info: object) -> dict[str, str]:
+    text = info.decode("utf-8", "replace") if isinstance(info, bytes) else ""
+    pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
+    return {name: value for name, colon, value in pairs if colon}
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None
+
+
+def _open_user(reply: object) -> bool | None:
+    """Does ACL GETUSER tell of a user that is on and needs no password?"""
+    if not isinstance(reply, list):
+        return None
+    told = dict(zip(reply[::2], reply[1::2], strict=False))
+    flags = told.get(b"flags", [])
+    return b"nopass" in flags and b"on" in flags
