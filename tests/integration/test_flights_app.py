@@ -1,4 +1,4 @@
-"""The flights app on real workers: every result equals what plain code reads from the file, also after a crash."""
+"""The flights app on real workers: every result equals what plain code reads from the file, crash or not."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Iterator

@@ -1,6 +1,7 @@
 """Publishing flights: every event of the file lies in the topic once, however often the file is published."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import redis
@@ -24,7 +25,8 @@ async def app(redis_url: str) -> AsyncIterator[App]:
 
 
 def stored_ids(client: redis.Redis) -> list[str]:
-    return [fields[b"id"].decode() for _, fields in client.xrange(flights.name)]
+    entries: Any = client.xrange(flights.name)
+    return [fields[b"id"].decode() for _, fields in entries]
 
 
 async def test_events_are_stored_in_the_order_of_the_file(app: App, client: redis.Redis) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -126,6 +127,6 @@ class EffectStore:
                 raise
             cursor.execute("COMMIT")
 
-    def _rows(self, query: str) -> list[tuple[str, ...]]:
+    def _rows(self, query: str) -> list[Any]:
         with self._lock:
             return self._connection.execute(query).fetchall()
