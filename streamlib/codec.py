@@ -260,9 +260,7 @@ def _text(entry_id: str, name: str, raw: bytes) -> str:
 def _whole(entry_id: str, name: str, raw: bytes) -> int:
     if raw.isdigit() and len(raw) <= 16:
         return int(raw)
-    raise DecodeError(
-        f"entry {entry_id}: field {name} is {_show(raw)}, not a whole number of up to 16 digits"
-    )
+    raise DecodeError(f"entry {entry_id}: field {name} is {_show(raw)}, not a whole number of up to 16 digits")
 
 
 def _optional(entry_id: str, named: dict[bytes, bytes]) -> dict[str, Any]:

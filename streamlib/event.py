@@ -70,6 +70,10 @@ def check_resolvable(cls: type[Struct]) -> None:
         raise DeclarationError(f"{cls.__qualname__}: {error}") from error
 
 
+def _is_event_class(cls: object) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Event) and cls is not Event
+
+
 class Registry:
     """The event classes of one topic, by stored type and version."""
 
@@ -79,7 +83,7 @@ class Registry:
             self._add(cls)
 
     def _add(self, cls: type[Event]) -> None:
-        if not (isinstance(cls, type) and issubclass(cls, Event) and cls is not Event):
+        if not _is_event_class(cls):
             raise DeclarationError(f"{cls!r} is not a subclass of streamlib.Event")
         check_resolvable(cls)
         key = (event_type(cls), event_version(cls))

@@ -194,9 +194,7 @@ def _known(name: str, origin: str) -> tuple[str, str]:
         raise SettingsError(f"{origin}: unknown section {section!r}; known: {_list(_SECTIONS)}")
     fields = _SECTIONS[section].__struct_fields__
     if field not in fields:
-        raise SettingsError(
-            f"{origin}: unknown setting {section}.{field}; known in {section}: {_list(fields)}"
-        )
+        raise SettingsError(f"{origin}: unknown setting {section}.{field}; known in {section}: {_list(fields)}")
     return section, field
 
 

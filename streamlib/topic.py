@@ -36,9 +36,7 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
         if not self.registry.classes:
             raise DeclarationError(f"topic {self.name!r} declares no event classes")
         if not 1 <= self.partitions <= MAX_PARTITIONS:
-            raise DeclarationError(
-                f"topic {self.name!r}: partitions={self.partitions}, not 1 to {MAX_PARTITIONS}"
-            )
+            raise DeclarationError(f"topic {self.name!r}: partitions={self.partitions}, not 1 to {MAX_PARTITIONS}")
         if self.unknown not in ("park", "dead-letter", "skip"):
             raise DeclarationError(
                 f"topic {self.name!r}: unknown={self.unknown!r}; choose 'park', 'dead-letter' or 'skip'"
@@ -59,20 +57,15 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
             return ""
         value: Any = getattr(event, self.key)
         if value is None:
-            raise PublishError(
-                f"{event_type(type(event))}.{self.key} is None, but topic {self.name!r} is keyed by it"
-            )
+            raise PublishError(f"{event_type(type(event))}.{self.key} is None, but topic {self.name!r} is keyed by it")
         return value if isinstance(value, str) else str(value)
 
-    def message(
-        self, event: Event, *, event_id: str | None = None, key: str | None = None, **envelope: Any
-    ) -> Message:
+    def message(self, event: Event, *, event_id: str | None = None, key: str | None = None, **envelope: Any) -> Message:
         """The event in its envelope, encoded. Raises PublishError and DeclarationError."""
         cls = type(event)
         if cls not in self.registry.classes:
             raise DeclarationError(
-                f"topic {self.name!r} does not declare {cls.__qualname__}; "
-                f"it has {sorted(self.registry.type_names)}"
+                f"topic {self.name!r} does not declare {cls.__qualname__}; it has {sorted(self.registry.type_names)}"
             )
         return Message(
             id=_checked("event id", event_id) if event_id is not None else new_event_id(),
@@ -96,7 +89,5 @@ def _checked(kind: str, text: str, *, may_be_empty: bool = False) -> str:
     except UnicodeEncodeError as error:
         raise PublishError(f"{kind} {text!r} is not valid Unicode") from error
     if size > MAX_ID_BYTES or "\x00" in text or not (text or may_be_empty):
-        raise PublishError(
-            f"{kind} {text[:40]!r} has {size} bytes; 1 to {MAX_ID_BYTES} without NUL are allowed"
-        )
+        raise PublishError(f"{kind} {text[:40]!r} has {size} bytes; 1 to {MAX_ID_BYTES} without NUL are allowed")
     return text

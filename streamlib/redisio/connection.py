@@ -173,7 +173,7 @@ class RedisDoor:
 
     async def execute(self, *command: Any) -> Any:
         """Send one command on the shared pool; the raw reply. Raises what the client raises."""
-        return await self._shared.execute_command(*command)
+        return await self._shared.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         await self._shared.aclose()
@@ -235,7 +235,7 @@ class Lane:
         self._client = client
 
     async def execute(self, *command: Any) -> Any:
-        return await self._client.execute_command(*command)
+        return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -248,7 +248,7 @@ class SyncClient:
         self._client = client
 
     def execute(self, *command: Any) -> Any:
-        return self._client.execute_command(*command)
+        return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         self._client.close()

@@ -68,6 +68,10 @@ class Publisher:
             return outcome.position
         raise outcome
 
+    def encode(self, topic: TopicSpec, message: Message) -> Fields:
+        """The entry's fields, for whoever stores them in a script of its own. Raises PublishError."""
+        return _entry(topic, message, self._limits)
+
     async def close(self) -> None:
         """Refuse what comes from now on, and wait until everything accepted so far has its outcome."""
         self._closed = True

@@ -1,0 +1,49 @@
+"""The public names, for type checkers; `__init__.py` finds them lazily at run time."""
+
+from streamlib.app import App, Topic
+from streamlib.codec import FlatCodec, NativeCodec, RawCodec
+from streamlib.errors import (
+    IdempotencyConflict,
+    NotConfirmed,
+    PayloadTooLarge,
+    PublishError,
+    RedisUnavailable,
+    Reject,
+    RetryLater,
+    StreamlibError,
+    TopicFull,
+)
+from streamlib.event import Event
+from streamlib.message import Position
+from streamlib.read_model import Exact, Ordered, Prefix, ReadModel
+from streamlib.retry import Retry
+from streamlib.settings import Settings, load_settings
+from streamlib.worker.context import BatchContext, Context
+
+__all__ = [
+    "App",
+    "BatchContext",
+    "Context",
+    "Event",
+    "Exact",
+    "FlatCodec",
+    "IdempotencyConflict",
+    "NativeCodec",
+    "NotConfirmed",
+    "Ordered",
+    "PayloadTooLarge",
+    "Position",
+    "Prefix",
+    "PublishError",
+    "RawCodec",
+    "ReadModel",
+    "RedisUnavailable",
+    "Reject",
+    "Retry",
+    "RetryLater",
+    "Settings",
+    "StreamlibError",
+    "Topic",
+    "TopicFull",
+    "load_settings",
+]

@@ -1,0 +1,365 @@
+"""The app: the one place where topics, handlers, projections, Redis and the worker are joined."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from streamlib import embedded
+from streamlib.blocking import BlockingApp
+from streamlib.codec import Codec, NativeCodec
+from streamlib.errors import ConfigError, DeclarationError, NotFound, PublishError, RedisUnfit, StreamlibError
+from streamlib.event import Event, Registry
+from streamlib.keys import Keys, check_name
+from streamlib.message import Message, Position
+from streamlib.metrics.worker import WorkerMetrics
+from streamlib.read_model import Index, ReadModel
+from streamlib.redisio import registry, server
+from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
+from streamlib.redisio.publisher import Publisher
+from streamlib.retry import Retry
+from streamlib.settings import Settings, load_settings
+from streamlib.topic import TopicSpec, Unknown
+from streamlib.worker.handlers import GroupSpec, read_handler
+from streamlib.worker.projection import OnError, Projection
+from streamlib.worker.runner import Worker, WorkerParts
+
+F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R", bound=ReadModel)
+
+
+class Topic:
+    """A topic of an app; publish to it while the app is open."""
+
+    def __init__(self, app: App, spec: TopicSpec) -> None:
+        self._app = app
+        self.spec = spec
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    async def publish(
+        self,
+        event: Event,
+        *,
+        id: str | None = None,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        traceparent: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        time_ms: int | None = None,
+    ) -> Position:
+        """Store an event and return where it lies. Publishes awaited at the same time share a round trip.
+
+        `id` is the event's id if the producer brings one (else a UUIDv7), `time_ms` when it happened (else when
+        it was stored). Raises TopicFull, PayloadTooLarge, NotConfirmed, IdempotencyConflict, PublishError,
+        RedisUnavailable.
+        """
+        message = self.spec.message(
+            event,
+            event_id=id,
+            key=key,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+            traceparent=traceparent,
+            headers=dict(headers or {}),
+            time_ms=time_ms,
+        )
+        return await self._app.publisher.publish(self.spec, message)
+
+    async def publish_many(self, events: Sequence[Event]) -> list[Position | PublishError]:
+        """Store events in batches of one round trip each: for each, in order, its position or its error."""
+        results: list[Position | PublishError | None] = []
+        messages: list[Message] = []
+        for event in events:
+            try:
+                messages.append(self.spec.message(event))
+                results.append(None)
+            except PublishError as error:
+                results.append(error)
+        sent = iter(await self._app.publisher.send(self.spec, messages))
+        ended: list[Position | PublishError] = []
+        for result in results:
+            if result is None:
+                one = next(sent)
+                result = one if isinstance(one, PublishError) else one.position
+            ended.append(result)
+        return ended
+
+
+class App:
+    """An application: declare topics, handlers and projections, then start it with `streamlib run module:app`.
+
+    `settings` default to streamlib.toml and STREAMLIB_* variables, read when they are first needed.
+    """
+
+    def __init__(self, name: str, *, settings: Settings | None = None) -> None:
+        self.name = check_name("app", name)
+        self._settings = settings
+        self.topics: dict[str, Topic] = {}
+        self.groups: dict[tuple[str, str], GroupSpec] = {}
+        self.projections: dict[str, Projection[Any]] = {}
+        self._lifespan: Callable[[App], Any] | None = None
+        self._door: RedisDoor | None = None
+        self._publisher: Publisher | None = None
+        self._embedded: embedded.EmbeddedServer | None = None
+        self.metrics = WorkerMetrics()
+        self._server = ""
+
+    # -- declaration --------------------------------------------------------------------------------------------
+
+    def topic(
+        self,
+        name: str,
+        *events: type[Event],
+        key: str | None = None,
+        partitions: int = 1,
+        codec: Codec | None = None,
+        unknown: Unknown = "park",
+        dedup_window_s: float = 0,
+        durability: str = "primary",
+    ) -> Topic:
+        """Declare a topic and the events it carries. Raises DeclarationError.
+
+        Events with one `key` lie on one of the `partitions`, in order. `unknown` says what happens to types that no
+        class declares. `dedup_window_s` > 0 also catches copies of an event id that other producers send. `durability`
+        is "primary", "fsync" or "replicas:n".
+        """
+        if name in self.topics:
+            raise DeclarationError(f"topic {name!r} is declared twice in app {self.name!r}")
+        spec = TopicSpec(
+            name=name,
+            registry=Registry(events),
+            key=key,
+            partitions=partitions,
+            codec=codec or NativeCodec(),
+            unknown=unknown,
+            dedup_window_s=dedup_window_s,
+            durability=durability,
+        )
+        self.topics[name] = Topic(self, spec)
+        return self.topics[name]
+
+    def handler(
+        self,
+        topic: Topic,
+        *,
+        group: str,
+        retry: Retry | None = None,
+        timeout: float = 900.0,
+        ordering: str = "none",
+        concurrency: int | None = None,
+        rerun: str = "ok",
+    ) -> Callable[[F], F]:
+        """Declare a handler of a consumer group: `(event: E | F, ctx)`, or `(events: list[E], ctx)` for batches.
+
+        The annotation says which events it gets; types that no handler of the group takes are skipped. `timeout` is in
+        seconds, for one run. `concurrency` bounds the runs at once in one process (default worker.concurrency).
+        `rerun="never"` sends an event whose run failed or crashed to the dead letters. Raises DeclarationError.
+        The group's name is state: renamed, it starts anew at the first event.
+        """
+        if ordering != "none":
+            raise DeclarationError(f"group {group!r}: ordering={ordering!r}; this version supports 'none'")
+
+        def declare(function: F) -> F:
+            spec = read_handler(
+                function, retry=retry or Retry(), timeout_s=timeout, concurrency=concurrency, rerun=rerun
+            )
+            self._check_group_name(topic, group, self.projections)
+            known = self.groups.get((topic.name, group)) or GroupSpec(topic.spec, group)
+            self.groups[topic.name, group] = known.with_handler(spec)
+            return function
+
+        return declare
+
+    def projection(
+        self,
+        name: str,
+        topic: Topic,
+        row: type[R],
+        *,
+        key: str,
+        indexes: Sequence[Index] = (),
+        on_error: OnError = "dead-letter",
+    ) -> Projection[R]:
+        """Declare a read model of a topic: one row per value of the event field `key`. Raises DeclarationError."""
+        if name in self.projections:
+            raise DeclarationError(f"projection {name!r} is declared twice in app {self.name!r}")
+        self._check_group_name(topic, name, {group for _, group in self.groups})
+        self.projections[name] = Projection(
+            name,
+            topic.spec,
+            row,
+            key=key,
+            indexes=indexes,
+            on_error=on_error,
+            keys=self.keys,
+            redis=lambda: self.redis,
+        )
+        return self.projections[name]
+
+    def _check_group_name(self, topic: Topic, group: str, others: Any) -> None:
+        if group in others:
+            raise DeclarationError(
+                f"{group!r} on topic {topic.name!r} is both a handler group and a projection; rename one"
+            )
+
+    def lifespan(self, function: Callable[[App], AsyncIterator[Mapping[str, Any]]]) -> Callable[..., Any]:
+        """Declare what handlers use: an async generator that yields a mapping, `ctx.state`; once per process."""
+        if not inspect.isasyncgenfunction(function):
+            raise DeclarationError(f"lifespan {function.__qualname__}: must be `async def` with one `yield {{...}}`")
+        self._lifespan = contextlib.asynccontextmanager(function)
+        return function
+
+    # -- connection ---------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        if self._settings is None:
+            self._settings = load_settings()
+        return self._settings
+
+    def configure(self, settings: Settings) -> None:
+        """Replace the settings; only before the app is open. Raises ConfigError."""
+        if self._door is not None:
+            raise ConfigError(f"app {self.name!r} is open; configure it before")
+        self._settings = settings
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.settings.redis.namespace)
+
+    @property
+    def redis(self) -> RedisDoor:
+        """The open door. Raises StreamlibError while the app is closed."""
+        if self._door is None:
+            raise StreamlibError(f"app {self.name!r} is not open; use `async with app:`")
+        return self._door
+
+    @property
+    def publisher(self) -> Publisher:
+        """Raises StreamlibError while the app is closed."""
+        if self._publisher is None:
+            raise StreamlibError(f"app {self.name!r} is not open; use `async with app:`")
+        return self._publisher
+
+    async def open(self, door: RedisDoor | None = None) -> None:
+        """Connect, check that this Redis can keep the promises, and create every declared topic and group.
+
+        Raises ConfigError, TopicMismatch, RedisUnavailable, RedisUnfit, WrongKeyType.
+        """
+        if self._door is not None:
+            raise StreamlibError(f"app {self.name!r} is open already")
+        try:
+            self._door = door or await self._connect()
+            await self._check_server(self._door)
+            await self._declare(self._door)
+            self._publisher = Publisher(self._door, self.keys, self.settings.limits, observe=self._observe)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _connect(self) -> RedisDoor:
+        url, self._embedded = await asyncio.to_thread(embedded.resolve, self.settings.redis.url)
+        return RedisDoor.open(_with_url(self.settings, url).redis)
+
+    async def _check_server(self, door: RedisDoor) -> None:
+        async def probe() -> server.ServerInfo:
+            return await server.probe(door)
+
+        try:
+            info = await door.persist(probe, give_up_s=door.settings.retry_s)
+        except CLIENT_ERRORS as error:
+            raise translate(error, door.settings.url) from error
+        fatal = [finding for finding in server.check(info, self.settings.redis) if finding.fatal and not finding.ok]
+        if fatal:
+            raise RedisUnfit("; ".join(finding.detail for finding in fatal))
+        self._server = f"{info.kind} {info.version}"
+        self.metrics.connected_to(self._server)
+
+    async def _declare(self, door: RedisDoor) -> None:
+        for topic in self.topics.values():
+            await registry.declare_topic(door, self.keys, topic.spec)
+        for spec in self.groups.values():
+            await registry.declare_group(door, self.keys, spec.topic, spec.group, "handler", spec.type_names)
+        for view in self.projections.values():
+            await registry.declare_group(door, self.keys, view.topic, view.name, "projection", view.type_names)
+
+    async def close(self) -> None:
+        """Wait for publishes under way, close the connections, stop the embedded server if we started it."""
+        publisher, door, started = self._publisher, self._door, self._embedded
+        self._publisher = self._door = self._embedded = None
+        if publisher is not None:
+            await publisher.close()
+        if door is not None:
+            await door.close()
+        if started is not None:
+            await asyncio.to_thread(started.stop)
+
+    async def __aenter__(self) -> App:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def blocking(self) -> BlockingApp[App]:
+        """The same app for programs without an event loop: `with app.blocking() as shop: shop.publish(...)`."""
+        return BlockingApp(self)
+
+    # -- work ---------------------------------------------------------------------------------------------------
+
+    def worker(self, groups: Sequence[str] | None = None, metrics: WorkerMetrics | None = None) -> Worker:
+        """A worker for all groups and projections, or for those named. The app must be open while it runs.
+
+        Raises NotFound for a name that nothing has, StreamlibError while the app is closed.
+        """
+        names = {group for _, group in self.groups} | set(self.projections)
+        unknown = sorted(set(groups or ()) - names)
+        if unknown:
+            raise NotFound(
+                f"app {self.name!r} has no group {unknown[0]!r}; it has {', '.join(sorted(names)) or 'none'}"
+            )
+        chosen = set(groups) if groups else names
+        if metrics is not None:
+            metrics.connected_to(self._server)
+            self.metrics = metrics
+        return Worker(
+            WorkerParts(
+                door=self.redis,
+                keys=self.keys,
+                settings=self.settings,
+                publisher=self.publisher,
+                metrics=self.metrics,
+                groups=[spec for spec in self.groups.values() if spec.group in chosen],
+                projections=[view for name, view in self.projections.items() if name in chosen],
+                lifespan=self._state,
+            )
+        )
+
+    @contextlib.asynccontextmanager
+    async def _state(self) -> AsyncIterator[Mapping[str, Any]]:
+        if self._lifespan is None:
+            yield {}
+            return
+        async with self._lifespan(self) as state:
+            yield state or {}
+
+    def _observe(self, topic: str, outcome: str, n: int, seconds: float) -> None:
+        self.metrics.topic(topic).published(outcome, n, seconds)
+
+
+def _with_url(settings: Settings, url: str) -> Settings:
+    from_settings = settings.redis
+    values = {name: getattr(from_settings, name) for name in from_settings.__struct_fields__}
+    changed = type(from_settings)(**{**values, "url": url})
+    others = {name: getattr(settings, name) for name in settings.__struct_fields__ if name != "redis"}
+    return Settings(redis=changed, **others)

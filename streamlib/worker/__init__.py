@@ -1,0 +1,1 @@
+"""Floor 2: what a worker process does with deliveries."""

@@ -1,0 +1,368 @@
+"""One group of one topic in one process: reads ahead, claims what can start soon, and hands it to the lanes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+from msgspec import Struct
+
+from streamlib.errors import DecodeError, SchemaError, UnknownType
+from streamlib.event import Event
+from streamlib.metrics.worker import GroupMetrics
+from streamlib.redisio.claims import Claimed, Verdict, claim
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.dead_letter import Failure, Reason
+from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.reader import Received
+from streamlib.redisio.settler import ack, give_back, retry
+from streamlib.settings import WorkerSettings
+from streamlib.topic import TopicSpec
+from streamlib.worker.executor import bury_as_dead
+from streamlib.worker.handlers import GroupSpec
+from streamlib.worker.inflight import InFlight
+from streamlib.worker.lanes import Lanes
+from streamlib.worker.settling import Settling
+from streamlib.worker.work import NO_HANDLER, Ended, Group, Work
+
+logger = logging.getLogger(__name__)
+_CLAIM_BATCH = 500
+_PARK_FIRST_MS, _PARK_CAP_MS = 1_000, 60_000
+_CANCEL_GRACE_S = 2.0
+_SUSPECT_POLL_S = 0.01
+
+
+class Parts(Struct, frozen=True, kw_only=True):
+    """What a consumer is built from."""
+
+    spec: GroupSpec
+    group: Group
+    door: RedisDoor
+    settings: WorkerSettings
+    payload_bytes: int
+    inflight: InFlight
+    settling: Settling
+    metrics: GroupMetrics
+    on_error: Callable[[str, Exception], None]
+    live_types: Callable[[], frozenset[str]]
+
+
+class Consumer:
+    """Admits deliveries: every one of them leaves as exactly one outcome, or stays pending for the reclaimer."""
+
+    def __init__(self, parts: Parts, lanes_for: Callable[..., Lanes]) -> None:
+        self._parts = parts
+        self._topic: TopicSpec = parts.spec.topic
+        self._group = parts.group
+        self._lanes: dict[str, Lanes] = {
+            handler.name: lanes_for(handler, on_end=self._work_ended, on_room=self._wake_up)
+            for handler in parts.spec.handlers
+        }
+        self._by_class: Mapping[type[Event], Lanes] = {
+            cls: self._lanes[handler.name] for cls, handler in parts.spec.by_class().items()
+        }
+        self._inbox: deque[Received] = deque()
+        self._inbox_bytes = 0
+        self._suspects: asyncio.Queue[tuple[Received, Lanes]] = asyncio.Queue()
+        self._busy: dict[asyncio.TimerHandle, Received] = {}
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._stopping = False
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    # -- intake -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        for lanes in self._lanes.values():
+            lanes.start()
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """How many more entries, and bytes, may be read ahead."""
+        entries = self._parts.settings.batch - len(self._inbox)
+        return max(entries, 0), max(self._parts.settings.prefetch_bytes - self._inbox_bytes, 0)
+
+    async def wait_for_room(self) -> None:
+        while not all(self.room) and not self._stopping:
+            self._room.clear()
+            await self._room.wait()
+
+    def offer(self, received: Sequence[Received]) -> None:
+        """Entries that now lie in our pending list."""
+        for one in received:
+            if InFlight.key(one.delivery, self._group.group) in self._parts.inflight:
+                continue  # handed to us again (restored pending list, our own late reclaim) while it still runs here
+            self._inbox.append(one)
+            self._inbox_bytes += one.delivery.size
+            self._parts.metrics.received(one.delivery.how, 1)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Admit what comes in, until `stop_admitting`."""
+        while not self._stopping:
+            self._wake.clear()
+            if not await self.run_once():
+                await self._wake.wait()
+
+    async def run_once(self) -> int:
+        """Admit what there is room for now; the number of entries that left the inbox."""
+        chosen = self._choose()
+        if chosen:
+            self._room.set()
+            await self._admit(chosen)
+        self._parts.metrics.inflight(sum(lanes.held for lanes in self._lanes.values()))
+        return len(chosen)
+
+    # -- admission ----------------------------------------------------------------------------------------------
+
+    def _choose(self) -> list[tuple[Received, Lanes | None]]:
+        """What may leave the inbox now: all that needs no lane, and per handler as many as it has room for."""
+        room = {name: lanes.room for name, lanes in self._lanes.items()}
+        chosen: list[tuple[Received, Lanes | None]] = []
+        kept: deque[Received] = deque()
+        for received in self._inbox:
+            lanes = self._lanes_of(received)
+            if lanes is not None:
+                if room[lanes.handler.name] <= 0:
+                    kept.append(received)
+                    continue
+                room[lanes.handler.name] -= 1
+            chosen.append((received, lanes))
+            self._inbox_bytes -= received.delivery.size
+        self._inbox = kept
+        return chosen
+
+    def _lanes_of(self, received: Received) -> Lanes | None:
+        cls = self._class_of(received)
+        return self._by_class.get(cls) if isinstance(cls, type) else None
+
+    def _class_of(self, received: Received) -> type[Event] | UnknownType | None:
+        if received.message is None:
+            return None
+        try:
+            return self._topic.registry.find(received.message.type, received.message.version)
+        except UnknownType as error:
+            return error
+
+    async def _admit(self, chosen: list[tuple[Received, Lanes | None]]) -> None:
+        to_claim: dict[int, list[tuple[Received, Lanes | None]]] = {}
+        for received, lanes in chosen:
+            if lanes is None and self._may_skip(received):
+                self._parts.settling.put(Ended(ack(received.delivery), "skipped"))
+            else:
+                to_claim.setdefault(received.delivery.partition, []).append((received, lanes))
+        chunks = [
+            of_one[start : start + _CLAIM_BATCH]
+            for of_one in to_claim.values()
+            for start in range(0, len(of_one), _CLAIM_BATCH)
+        ]
+        await asyncio.gather(*(self._claim_chunk(chunk) for chunk in chunks))
+
+    def _may_skip(self, received: Received) -> bool:
+        """A type that this group does not handle, neither here nor in a newer or older worker that is live."""
+        if received.message is None:
+            return False
+        found = self._class_of(received)
+        if isinstance(found, UnknownType):
+            return self._topic.unknown == "skip"
+        return received.message.type not in self._parts.live_types()
+
+    async def _claim_chunk(self, chunk: list[tuple[Received, Lanes | None]]) -> None:
+        claimed = await self._claim([received.delivery for received, _ in chunk])
+        for (received, lanes), answer in zip(chunk, claimed, strict=True):
+            self._sort(received, lanes, answer)
+
+    async def _claim(self, deliveries: list[Delivery], *, take_suspects: bool = False) -> list[Claimed]:
+        async def once() -> list[Claimed]:
+            return await claim(
+                self._parts.door,
+                deliveries,
+                group=self._group.group,
+                worker_id=self._group.worker_id,
+                lease_ms=self._parts.settings.lease_ms,
+                take_suspects=take_suspects,
+            )
+
+        return await self._parts.door.persist(once, give_up_s=None, on_error=self._parts.on_error)
+
+    def _sort(self, received: Received, lanes: Lanes | None, answer: Claimed) -> None:
+        """What follows from the answer to a claim."""
+        delivery = received.delivery
+        if answer.verdict is Verdict.DUPLICATE:
+            self._parts.settling.put(Ended(ack(delivery), "duplicate"))
+        elif answer.verdict is Verdict.BUSY:
+            self._ask_again(received, answer.number)
+        elif answer.verdict is Verdict.SUSPECT:
+            if lanes is None:
+                lanes = next(iter(self._lanes.values()))
+            self._suspects.put_nowait((received, lanes))
+        else:
+            self._start(received, lanes)
+
+    def _start(self, received: Received, lanes: Lanes | None) -> None:
+        delivery, message = received.delivery, received.message
+        if lanes is None or message is None:
+            self._hold(delivery, _ignore)
+            self._parts.settling.put(self._unreadable(received))
+            return
+        event = self._decode(received, lanes)
+        if isinstance(event, Ended):
+            self._hold(delivery, _ignore)
+            self._parts.settling.put(event)
+            return
+        work = Work(delivery, message, event, lanes.handler)
+        self._hold(delivery, lambda: lanes.discard(work))
+        if delivery.how == "new":
+            stored_s = Ended(ack(delivery), "ok").stored_ms / 1000
+            self._parts.metrics.queue_wait(max(time.time() - stored_s, 0.0))
+        lanes.put(work)
+
+    def _hold(self, delivery: Delivery, on_lost: Callable[[], None]) -> None:
+        self._parts.inflight.add(delivery, self._group.group, on_lost)
+
+    def _ask_again(self, received: Received, left_ms: int) -> None:
+        """Another worker holds this very entry: ask when its claim has run out, unless it is renewed or settled."""
+
+        def again() -> None:
+            self._busy.pop(handle, None)
+            if not self._stopping:
+                self._inbox.append(received)
+                self._inbox_bytes += received.delivery.size
+                self._wake_up()
+
+        handle = asyncio.get_running_loop().call_later(left_ms / 1000 + 0.005, again)
+        self._busy[handle] = received
+
+    # -- events that reach no handler -----------------------------------------------------------------------------
+
+    def _decode(self, received: Received, lanes: Lanes) -> Event | Ended:
+        message = received.message
+        if message is None:
+            return self._unreadable(received)
+        if len(message.data) > self._parts.payload_bytes:
+            error = DecodeError(
+                f"{message.type} {message.id} has {len(message.data)} bytes of data; "
+                f"limits.payload_bytes is {self._parts.payload_bytes}"
+            )
+            return self._bury(received, Failure.of("decode", error), lanes.handler.name)
+        try:
+            cls = self._topic.registry.find(message.type, message.version)
+            return self._topic.codec.decode(message, cls)
+        except DecodeError as error:
+            reason: Reason = "schema" if isinstance(error, SchemaError) else "decode"
+            return self._bury(received, Failure.of(reason, error), lanes.handler.name)
+
+    def _unreadable(self, received: Received) -> Ended:
+        """An entry that is no event, or whose type nobody here knows."""
+        if received.message is None:
+            error = received.error or DecodeError(f"entry {received.delivery.entry_id} is no event")
+            return self._bury(received, Failure.of("decode", error))
+        found = self._class_of(received)
+        known = found if isinstance(found, UnknownType) else None
+        error = known or UnknownType(f"{received.message.type} is handled by this group, but not by this worker")
+        delivery, now_ms = received.delivery, int(time.time() * 1000)
+        expired = delivery.since_ms and now_ms - delivery.since_ms > self._parts.settings.unknown_ttl_s * 1000
+        if expired or (known is not None and self._topic.unknown == "dead-letter"):
+            return self._bury(received, Failure.of("unknown_type", error))
+        waited_ms = now_ms - delivery.since_ms if delivery.since_ms else 0
+        delay_ms = min(max(waited_ms, _PARK_FIRST_MS), _PARK_CAP_MS)
+        logger.warning(
+            "parked",
+            extra={
+                "topic": self._group.topic, "group": self._group.group, "event_id": delivery.event_id,
+                "delay_ms": delay_ms, "error": str(error),
+            },
+        )  # fmt: skip
+        parked = retry(delivery, delay_ms=delay_ms, attempts=delivery.attempts, now_ms=now_ms, parked=True)
+        return Ended(parked, "released")
+
+    def _bury(self, received: Received, failure: Failure, handler: str = NO_HANDLER) -> Ended:
+        return bury_as_dead(received.delivery, failure, self._group, handler, received.delivery.attempts)
+
+    # -- suspects -------------------------------------------------------------------------------------------------
+
+    async def run_suspects(self, one_at_a_time: asyncio.Lock) -> None:
+        """Events whose worker died while it held them: one at a time in this process, beside normal work."""
+        while True:
+            received, lanes = await self._suspects.get()
+            async with one_at_a_time:
+                await self.run_suspect(received, lanes)
+
+    async def run_suspect(self, received: Received, lanes: Lanes) -> None:
+        answer = (await self._claim([received.delivery], take_suspects=True))[0]
+        if answer.verdict is not Verdict.RUN:
+            self._sort(received, lanes, answer)
+            return
+        delivery, handler = received.delivery, lanes.handler
+        limit = self._parts.settings.crash_limit
+        error: Exception | None = None
+        if answer.number >= limit:
+            error = RuntimeError(f"{answer.number} workers died while they held this event (crash_limit {limit})")
+            self._bury_held(received, Failure.of("crash", error), handler.name)
+        elif answer.number and handler.rerun == "never" and self._lanes_of(received) is not None:
+            error = RuntimeError("its worker died while it ran, and its handler must not run twice")
+            self._bury_held(received, Failure.of("outcome_unknown", error), handler.name)
+        else:
+            logger.warning("suspect_runs_alone", extra={"event_id": delivery.event_id, "workers_died": answer.number})
+            self._start(received, self._lanes_of(received))
+        key = InFlight.key(delivery, self._group.group)
+        while key in self._parts.inflight:
+            await asyncio.sleep(_SUSPECT_POLL_S)
+
+    def _bury_held(self, received: Received, failure: Failure, handler: str) -> None:
+        self._hold(received.delivery, _ignore)
+        self._parts.settling.put(self._bury(received, failure, handler))
+
+    # -- endings --------------------------------------------------------------------------------------------------
+
+    def _work_ended(self, work: Work, ended: Ended | None) -> None:
+        if ended is not None:
+            self._parts.settling.put(ended)
+        elif work.lost:
+            self._parts.inflight.remove(work.delivery, self._group.group)
+            self._parts.metrics.lease_lost(1)
+        self._wake_up()
+
+    def stop_admitting(self) -> None:
+        """Claim nothing more; `run` ends after the claim that is under way."""
+        self._stopping = True
+        self._room.set()
+        self._wake_up()
+
+    def stop(self) -> None:
+        """After `run` has ended: start nothing more, hand back what did not start, its attempt unspent."""
+        self._stopping = True
+        for handle in self._busy:
+            handle.cancel()
+        self._busy.clear()
+        for received in self._inbox:
+            self._parts.settling.put(Ended(give_back(received.delivery, claimed=False), "released"))
+        self._inbox.clear()
+        for lanes in self._lanes.values():
+            for work in lanes.stop():
+                self._parts.settling.put(Ended(give_back(work.delivery, claimed=True), "released"))
+
+    def cancel_handlers(self) -> None:
+        for lanes in self._lanes.values():
+            lanes.cancel()
+
+    async def finish(self, timeout_s: float) -> bool:
+        """After `stop`: let running handlers end, cancel those that take too long; False if some could not be."""
+        waits = [lanes.wait(timeout_s) for lanes in self._lanes.values()]
+        if all(await asyncio.gather(*waits)):
+            return True
+        self.cancel_handlers()
+        return all(await asyncio.gather(*(lanes.wait(_CANCEL_GRACE_S) for lanes in self._lanes.values())))
+
+
+def _ignore() -> None:
+    """Nothing runs for this claim; its settlement will find out that it was lost."""

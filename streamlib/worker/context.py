@@ -1,0 +1,86 @@
+"""What a handler gets beside its event: names, the idempotency key, shared resources, and a way to emit events."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from streamlib.errors import Reject
+from streamlib.event import Event
+from streamlib.message import Message, entry_time_ms
+from streamlib.redisio.delivery import Delivery
+from streamlib.topic import TopicSpec
+
+logger = logging.getLogger("streamlib.handler")
+
+
+class HasSpec(Protocol):
+    """A topic as the app hands it out."""
+
+    @property
+    def spec(self) -> TopicSpec: ...
+
+
+class Context:
+    """One run of one event.
+
+    `attempt` is 1 for the first run. `idempotency_key` is the same for every run of this event by this group, after
+    crashes, retries and replays too: hand it to whatever must not happen twice. `state` is what `@app.lifespan`
+    yielded. `time` is when the event happened, ms since 1970.
+    """
+
+    def __init__(
+        self, topic: TopicSpec, group: str, delivery: Delivery, message: Message, state: Mapping[str, Any]
+    ) -> None:
+        self.topic = topic.name
+        self.group = group
+        self.partition = delivery.partition
+        self.event_id = message.id
+        self.entry_id = delivery.origin_id
+        self.key = message.key
+        self.time = message.time_ms if message.time_ms is not None else entry_time_ms(delivery.origin_id)
+        self.attempt = delivery.attempts + 1
+        self.headers = message.headers
+        self.correlation_id = message.correlation_id or message.id
+        self.idempotency_key = f"{topic.name}:{group}:{message.id}"
+        self.state = state
+        self.emitted: list[tuple[TopicSpec, Event, str | None]] = []
+
+    def publish(self, topic: HasSpec, event: Event, *, key: str | None = None) -> None:
+        """Emit an event. It is published when this run succeeds and not at all when it fails; a repeat of the run
+        emits it under the same id, so it stays one event."""
+        self.emitted.append((topic.spec, event, key))
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that knows which event this is."""
+        about = {"topic": self.topic, "group": self.group, "event_id": self.event_id, "attempt": self.attempt}
+        return logging.LoggerAdapter(logger, about)
+
+
+class BatchContext:
+    """One run of a batch. Events not named to `reject` or `retry` are done when the handler returns."""
+
+    def __init__(self, contexts: Sequence[tuple[Event, Context]], state: Mapping[str, Any]) -> None:
+        self._contexts = {id(event): context for event, context in contexts}
+        self.state = state
+        self.rejected: dict[int, Reject] = {}
+        self.retried: set[int] = set()
+
+    def of(self, event: Event) -> Context:
+        """The context of one event of the batch."""
+        try:
+            return self._contexts[id(event)]
+        except KeyError:
+            raise ValueError(f"{type(event).__name__} is no event of this batch; pass the very object") from None
+
+    def reject(self, event: Event, reason: str) -> None:
+        """This event goes to the dead letters."""
+        self.of(event)
+        self.rejected[id(event)] = Reject(reason)
+
+    def retry(self, event: Event) -> None:
+        """This event runs again later; it counts as a failed attempt."""
+        self.of(event)
+        self.retried.add(id(event))

@@ -1,0 +1,63 @@
+"""Reads ahead for one group, bounded in entries and bytes, on a connection that may block."""
+
+from __future__ import annotations
+
+import time
+
+from streamlib.metrics.worker import GroupMetrics
+from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
+from streamlib.redisio.reader import Reader
+from streamlib.settings import WorkerSettings
+from streamlib.worker.consumer import Consumer
+
+_TYPICAL_BYTES = 512
+
+
+class Fetcher:
+    """`run_once` is one XREADGROUP; the next is under way while the consumer works on this one."""
+
+    def __init__(
+        self,
+        door: RedisDoor,
+        reader: Reader,
+        consumer: Consumer,
+        settings: WorkerSettings,
+        metrics: GroupMetrics,
+    ) -> None:
+        self._lane = door.blocking(settings.block_ms)
+        self._reader = reader
+        self._consumer = consumer
+        self._settings = settings
+        self._metrics = metrics
+        self._count = settings.batch
+        self._bytes_per_entry = float(_TYPICAL_BYTES)
+        self.last_read: float | None = None
+
+    async def run_once(self) -> float:
+        """Seconds to wait before the next read (0, but for a server that does not block)."""
+        await self._consumer.wait_for_room()
+        if self._consumer.stopping:
+            return 0.0
+        entries, room_bytes = self._consumer.room
+        count = max(1, min(self._count, entries, int(room_bytes / self._bytes_per_entry)))
+        started = time.monotonic()
+        try:
+            received = await self._reader.read(self._lane, count=count, block_ms=self._settings.block_ms)
+        except CLIENT_ERRORS:
+            # A reply above the server's output buffer limit closes the connection; asking for the same again would
+            # only fill our pending list.
+            self._count = max(1, self._count // 2)
+            raise
+        self.last_read = time.monotonic()
+        self._metrics.polled()
+        if received:
+            self._count = min(self._count * 2, self._settings.batch)
+            size = sum(one.delivery.size for one in received) / len(received)
+            self._bytes_per_entry += 0.2 * (size - self._bytes_per_entry)
+            self._consumer.offer(received)
+            return 0.0
+        returned_early = self.last_read - started < self._settings.block_ms / 2000
+        return 0.01 if returned_early else 0.0
+
+    async def close(self) -> None:
+        await self._lane.close()

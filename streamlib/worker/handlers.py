@@ -1,0 +1,118 @@
+"""What handlers declare: read off their annotations once, when the app is imported."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from msgspec import Struct
+
+from streamlib.errors import DeclarationError
+from streamlib.event import Event, event_type
+from streamlib.keys import check_name
+from streamlib.retry import Retry
+from streamlib.topic import TopicSpec
+
+Function = Callable[..., Any]
+
+
+class HandlerSpec(Struct, frozen=True, kw_only=True, eq=False):
+    """One handler of a group. `concurrency` None means worker.concurrency; `timeout_s` bounds one run."""
+
+    name: str
+    function: Function
+    events: tuple[type[Event], ...]
+    is_batch: bool
+    is_async: bool
+    takes_context: bool
+    retry: Retry = Retry()
+    timeout_s: float = 900.0
+    concurrency: int | None = None
+    rerun: Literal["ok", "never"] = "ok"
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0:
+            raise DeclarationError(f"handler {self.name}: timeout={self.timeout_s}, not above 0 seconds")
+        if self.concurrency is not None and not 1 <= self.concurrency <= 10_000:
+            raise DeclarationError(f"handler {self.name}: concurrency={self.concurrency}, not 1 to 10000")
+        if self.rerun not in ("ok", "never"):
+            raise DeclarationError(f"handler {self.name}: rerun={self.rerun!r}; choose 'ok' or 'never'")
+
+
+class GroupSpec(Struct, frozen=True, eq=False):
+    """A consumer group of one topic and its handlers."""
+
+    topic: TopicSpec
+    group: str
+    handlers: tuple[HandlerSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name("group", self.group)
+
+    @property
+    def type_names(self) -> frozenset[str]:
+        return frozenset(event_type(cls) for handler in self.handlers for cls in handler.events)
+
+    def by_class(self) -> dict[type[Event], HandlerSpec]:
+        return {cls: handler for handler in self.handlers for cls in handler.events}
+
+    def with_handler(self, handler: HandlerSpec) -> GroupSpec:
+        """This group and one more handler; raises DeclarationError when a class is handled twice."""
+        taken = self.by_class()
+        for cls in handler.events:
+            if cls in taken:
+                raise DeclarationError(
+                    f"group {self.group!r} of topic {self.topic.name!r}: {cls.__name__} is handled by "
+                    f"{taken[cls].name} and by {handler.name}; give one of them another group"
+                )
+            if cls not in self.topic.registry.classes:
+                raise DeclarationError(
+                    f"handler {handler.name}: topic {self.topic.name!r} does not declare {cls.__name__}"
+                )
+        return GroupSpec(self.topic, self.group, (*self.handlers, handler))
+
+
+def read_handler(function: Function, **options: Any) -> HandlerSpec:
+    """The spec of a handler function: `(event: E | F [, ctx])` or `(events: list[E] [, ctx])`, returning None."""
+    name = f"{function.__module__}.{function.__qualname__}"
+    parameters = list(inspect.signature(function).parameters.values())
+    if not 1 <= len(parameters) <= 2 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise DeclarationError(f"handler {name}: takes (event) or (event, ctx), not {len(parameters)} parameters")
+    try:
+        hints = get_type_hints(function)
+    except NameError as error:
+        raise DeclarationError(
+            f"handler {name}: the annotation {error.name!r} is not found in module {function.__module__}; "
+            "define event classes at module level"
+        ) from error
+    first = parameters[0].name
+    if first not in hints:
+        raise DeclarationError(
+            f"handler {name}: annotate {first!r} with the event class it handles, e.g. {first}: OrderCreated"
+        )
+    if hints.get("return", type(None)) is not type(None):
+        raise DeclarationError(
+            f"handler {name}: must return None; raise Reject or RetryLater instead of returning something"
+        )
+    is_batch, events = _event_classes(name, hints[first])
+    return HandlerSpec(
+        name=function.__qualname__,
+        function=function,
+        events=events,
+        is_batch=is_batch,
+        is_async=inspect.iscoroutinefunction(function),
+        takes_context=len(parameters) == 2,
+        **options,
+    )
+
+
+def _event_classes(name: str, annotation: Any) -> tuple[bool, tuple[type[Event], ...]]:
+    is_batch = get_origin(annotation) is list
+    inner = get_args(annotation)[0] if is_batch else annotation
+    members = get_args(inner) if get_origin(inner) in (Union, types.UnionType) else (inner,)
+    for member in members:
+        if not (isinstance(member, type) and issubclass(member, Event)):
+            raise DeclarationError(f"handler {name}: {annotation!r} is no event class, union of them or list of them")
+    return is_batch, tuple(members)

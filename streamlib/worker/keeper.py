@@ -1,0 +1,97 @@
+"""The house-keeping of a process: retention, consumers that are gone, handled types, backlog gauges."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from streamlib.keys import Keys
+from streamlib.metrics.backlog import BacklogGauges
+from streamlib.ops.inspect import TopicInfo, inspect
+from streamlib.redisio import consumers, registry, retention
+from streamlib.redisio.connection import RedisDoor
+from streamlib.settings import Settings
+from streamlib.topic import TopicSpec
+from streamlib.worker.unit import GroupUnit
+
+_TYPES_EVERY_S = 2.0
+_GAUGES_EVERY_S = 5.0
+_TRIM_EVERY_S = 30.0
+_SWEEP_EVERY_S = 60.0
+TYPES_LIVE_S = 3_600.0
+
+
+class Keeper:
+    """Every worker keeps house; each act is safe to do twice and by many."""
+
+    def __init__(
+        self,
+        door: RedisDoor,
+        keys: Keys,
+        settings: Settings,
+        units: Sequence[GroupUnit],
+        topics: Sequence[TopicSpec],
+        gauges: BacklogGauges,
+    ) -> None:
+        self._door = door
+        self._keys = keys
+        self._settings = settings
+        self._units = units
+        self._topics = topics
+        self._gauges = gauges
+
+    async def refresh_types(self) -> float:
+        """Learn which types the live workers of each group handle, ours included."""
+        for unit in self._units:
+            topic, group = unit.spec.topic.name, unit.spec.group
+            types = await registry.live_types(self._door, self._keys, topic, group, TYPES_LIVE_S)
+            unit.live_types = types | unit.spec.type_names
+        return _TYPES_EVERY_S
+
+    async def refresh_gauges(self) -> float:
+        found: list[TopicInfo] = []
+        for topic in self._topics:
+            found += await inspect(self._door, self._keys, topic.name)
+        self._gauges.update(found)
+        return _GAUGES_EVERY_S
+
+    async def trim(self) -> float:
+        """Trim what every group is done with; say again that our types are handled."""
+        for unit in self._units:
+            spec = unit.spec
+            await registry.declare_types(self._door, self._keys, spec.topic.name, spec.group, spec.type_names)
+        for topic in self._topics:
+            await retention.trim_once(self._door, self._keys, topic, self._settings.retention)
+        return _TRIM_EVERY_S * random.uniform(0.8, 1.2)
+
+    async def sweep(self) -> float:
+        """Remove consumers that were not seen for ten leases (a minute at the least)."""
+        idle_ms = max(10 * self._settings.worker.lease_ms, 60_000)
+        for unit in self._units:
+            for keys in unit.partitions:
+                for stream in (keys.stream, keys.again(unit.spec.group)):
+                    await consumers.remove_idle(self._door, stream, unit.spec.group, idle_ms)
+        return _SWEEP_EVERY_S * random.uniform(0.8, 1.2)
+
+
+class Beat:
+    """The pulse of the event loop, for the liveness probe and the lag metric."""
+
+    every_s = 0.25
+
+    def __init__(self, on_beat: Callable[[], None], on_lag: Callable[[float], None]) -> None:
+        self._on_beat = on_beat
+        self._on_lag = on_lag
+        self._last = time.monotonic()
+
+    async def run_once(self) -> float:
+        now = time.monotonic()
+        self._on_lag(max(now - self._last - self.every_s, 0.0))
+        self._last = now
+        self._on_beat()
+        return self.every_s
+
+    @property
+    def silent_s(self) -> float:
+        return time.monotonic() - self._last

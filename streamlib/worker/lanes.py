@@ -1,0 +1,161 @@
+"""The lanes of one handler: up to `concurrency` runs at once, each lane taking the next claimed event."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections import deque
+from collections.abc import Callable
+
+from streamlib.worker.executor import Executor
+from streamlib.worker.handlers import HandlerSpec
+from streamlib.worker.work import Ended, Work
+
+_SMOOTHING = 0.2
+
+
+class Lanes:
+    """Claimed work waits here for a lane. A lane runs one event after another in one task, so that a coroutine which
+    never really waits costs none of its own."""
+
+    def __init__(
+        self,
+        handler: HandlerSpec,
+        executor: Executor,
+        *,
+        concurrency: int,
+        batch: int,
+        lease_ms: int,
+        on_end: Callable[[Work, Ended | None], None],
+        on_room: Callable[[], None],
+    ) -> None:
+        self.handler = handler
+        self._executor = executor
+        self._concurrency = concurrency
+        self._batch = batch if handler.is_batch else 1
+        self._third_s = lease_ms / 3000
+        self._on_end = on_end
+        self._on_room = on_room
+        self._ready: deque[Work] = deque()
+        self._running: dict[asyncio.Task[None], list[Work]] = {}
+        self._idle: set[asyncio.Task[None]] = set()
+        self._seconds_per_event: float | None = None
+        self._context = contextvars.copy_context()
+        self._stopping = False
+        self._wake = asyncio.Event()
+
+    def start(self) -> None:
+        for _ in range(self._concurrency):
+            self._start_lane()
+
+    @property
+    def running(self) -> int:
+        """Events in handlers now."""
+        return sum(len(works) for works in self._running.values())
+
+    @property
+    def held(self) -> int:
+        """Events claimed for this handler: waiting or running."""
+        return len(self._ready) + self.running
+
+    @property
+    def room(self) -> int:
+        """How many more may be claimed: no more than can start within a third of the lease."""
+        if self._stopping:
+            return 0
+        startable = 2 * self._concurrency * self._batch
+        if self._seconds_per_event is not None:
+            startable = int(self._concurrency * self._third_s / max(self._seconds_per_event, 1e-6))
+        limit = min(max(startable, self._concurrency), max(500, self._concurrency * self._batch))
+        waiting = len(self._ready)
+        return limit - waiting if waiting <= limit // 2 else 0
+
+    def put(self, work: Work) -> None:
+        self._ready.append(work)
+        self._wake.set()
+
+    def discard(self, work: Work) -> None:
+        """The claim was lost: drop the work if it waits, cancel it if it runs alone in a lane."""
+        work.lost = True
+        if work in self._ready:
+            self._ready.remove(work)
+            self._on_end(work, None)
+            return
+        for task, works in self._running.items():
+            if works == [work]:
+                task.cancel()
+
+    def stop(self) -> list[Work]:
+        """Start nothing more; the work that did not start."""
+        self._stopping = True
+        self._wake.set()
+        unstarted = list(self._ready)
+        self._ready.clear()
+        return unstarted
+
+    def cancel(self) -> None:
+        """Cancel the handlers that run now."""
+        for task in list(self._running):
+            task.cancel()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """After `stop`: wait for the lanes to end; False when some still run."""
+        tasks = set(self._running) | self._idle
+        if not tasks:
+            return True
+        _, pending = await asyncio.wait(tasks, timeout=timeout_s)
+        return not pending
+
+    def _start_lane(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._lane(), context=self._context.copy())
+        self._idle.add(task)
+        task.add_done_callback(self._lane_ended)
+
+    def _lane_ended(self, task: asyncio.Task[None]) -> None:
+        self._idle.discard(task)
+        self._running.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+
+    async def _lane(self) -> None:
+        task = asyncio.current_task()
+        if task is None:  # cannot be: this coroutine runs in a task
+            return
+        while True:
+            works = self._take()
+            if not works:
+                if self._stopping:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            self._idle.discard(task)
+            self._running[task] = works
+            await self._run(works)
+            del self._running[task]
+            self._idle.add(task)
+            while task.cancelling():
+                task.uncancel()
+            self._on_room()
+            if contextvars.copy_context() != self._context:
+                self._start_lane()  # the handler set context variables: the next event must not see them
+                return
+
+    def _take(self) -> list[Work]:
+        works: list[Work] = []
+        while self._ready and len(works) < self._batch:
+            works.append(self._ready.popleft())
+        return works
+
+    async def _run(self, works: list[Work]) -> None:
+        started = time.monotonic()
+        if self.handler.is_batch:
+            endings = await self._executor.run_batch(works)
+        else:
+            endings = [await self._executor.run(works[0])]
+        took = (time.monotonic() - started) / len(works)
+        known = self._seconds_per_event
+        self._seconds_per_event = took if known is None else known + _SMOOTHING * (took - known)
+        for work, ended in zip(works, endings, strict=True):
+            self._on_end(work, ended)

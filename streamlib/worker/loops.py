@@ -1,0 +1,49 @@
+"""Keeps background work going: each step again and again, through everything that Redis may answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from streamlib.redisio.connection import CLIENT_ERRORS, error_code
+
+logger = logging.getLogger(__name__)
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 5.0
+
+Heal = Callable[[], Awaitable[None]]
+
+
+async def repeat(
+    name: str,
+    step: Callable[[], Awaitable[float]],
+    *,
+    heal: Heal,
+    on_error: Callable[[str, Exception], None],
+    stopping: Callable[[], bool] = bool,
+) -> None:
+    """Run `step` until cancelled, or until `stopping()` after a step; it returns the seconds to wait before the next one.
+
+    Errors of the client are reported and the step is tried again with backoff; NOGROUP calls `heal` first. Any other
+    error is a bug and ends the loop, and with it the worker: a process must not look alive without this loop.
+    """
+    pause_s = _FIRST_PAUSE_S
+    while not stopping():
+        try:
+            wait_s = await step()
+            pause_s = _FIRST_PAUSE_S
+        except CLIENT_ERRORS as error:
+            on_error(name, error)
+            logger.warning("loop_failed", extra={"loop": name, "error": str(error)})
+            if error_code(error) == "NOGROUP":
+                await _try_heal(name, heal, on_error)
+            wait_s, pause_s = pause_s * random.uniform(0.5, 1.5), min(pause_s * 2, _LAST_PAUSE_S)
+        await asyncio.sleep(wait_s)
+
+
+async def _try_heal(name: str, heal: Heal, on_error: Callable[[str, Exception], None]) -> None:
+    try:
+        await heal()
+    except CLIENT_ERRORS as error:
+        on_error(name, error)

@@ -1,0 +1,80 @@
+"""Finds entries that lie in the pending list of workers that are gone, and brings them in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+
+from streamlib.keys import StreamKeys
+from streamlib.metrics.worker import GroupMetrics
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.reader import Reader
+from streamlib.settings import WorkerSettings
+from streamlib.worker.consumer import Consumer
+
+logger = logging.getLogger(__name__)
+_COUNT = 100
+
+
+class Reclaimer:
+    """Walks the pending lists of every partition with a kept cursor, a page at a time."""
+
+    def __init__(
+        self,
+        door: RedisDoor,
+        reader: Reader,
+        consumer: Consumer,
+        partitions: Sequence[StreamKeys],
+        settings: WorkerSettings,
+        metrics: GroupMetrics,
+    ) -> None:
+        self._door = door
+        self._reader = reader
+        self._consumer = consumer
+        self._settings = settings
+        self._metrics = metrics
+        self._cursors = {(number, again): "0-0" for number in range(len(partitions)) for again in (True, False)}
+
+    async def run_once(self) -> float:
+        """Take over one page of each pending list; seconds until the next round."""
+        more = False
+        for place in self._cursors:
+            if not all(self._consumer.room):
+                break
+            more |= await self._page(place)
+        return (0.0 if more else self._settings.reclaim_ms / 1000) * random.uniform(0.8, 1.2)
+
+    async def _page(self, place: tuple[int, bool]) -> bool:
+        partition, again = place
+        started = time.monotonic()
+        try:
+            cursor, received, missing = await self._reader.take_over(
+                self._door,
+                partition,
+                again,
+                idle_ms=self._settings.lease_ms,
+                cursor=self._cursors[place],
+                count=_COUNT,
+            )
+        except Exception:
+            self._cursors[place] = "0-0"
+            raise
+        self._cursors[place] = cursor
+        if missing.entry_ids:
+            self._metrics.stream_lost()
+            logger.error("pending_entry_missing", extra={"stream": missing.stream, "ids": missing.entry_ids[:20]})
+        await self._after_a_stall(time.monotonic() - started)
+        self._consumer.offer(received)
+        return cursor != "0-0"
+
+    async def _after_a_stall(self, took_s: float) -> None:
+        """While a server hangs, everybody's leases run out at once. One that answered slowly gets a renewal period, in
+        which the living renew, before we ask for what it gave us. Rounds are a third of the lease apart, so a hang of
+        half a lease holds one of them up for at least a sixth."""
+        lease_s = self._settings.lease_ms / 1000
+        if took_s > lease_s / 6:
+            logger.warning("server_stalled", extra={"seconds": round(took_s, 3)})
+            await asyncio.sleep(lease_s / 3 + lease_s / 12)

@@ -1,0 +1,114 @@
+"""A thread that renews this process's claims, also while the event loop is blocked, and ends a hung process."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from streamlib.redisio.claims import Held, renew
+from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, SyncClient
+from streamlib.settings import WorkerSettings
+from streamlib.worker.inflight import InFlight
+
+logger = logging.getLogger(__name__)
+_CHUNK = 500
+EXIT_STALLED = 1
+
+
+class Renewer:
+    """Renews every third of the lease on a connection of its own.
+
+    It also watches the loop's heartbeat. A loop that is merely busy keeps its claims: nobody robs a slow worker. One
+    that shows no sign of life for `stall_s` while this thread runs ends the process, so that others take its work.
+    Only the thread's own ticks count, so a process that was stopped and woken again is not taken for a hung one.
+    """
+
+    def __init__(
+        self,
+        door: RedisDoor,
+        inflight: InFlight,
+        settings: WorkerSettings,
+        *,
+        consumer: str,
+        worker_id: str,
+        loop: asyncio.AbstractEventLoop,
+        on_error: Callable[[str, Exception], None],
+    ) -> None:
+        self._door = door
+        self._inflight = inflight
+        self._settings = settings
+        self._consumer = consumer
+        self._worker_id = worker_id
+        self._loop = loop
+        self._on_error = on_error
+        self._period_s = settings.lease_ms / 3000
+        self._stop = threading.Event()
+        self._beats = 0
+        self._thread = threading.Thread(target=self._run, name="streamlib-renewer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=self._door.settings.timeout_s + 1)
+
+    def beat(self) -> None:
+        """The event loop is alive; called by it."""
+        self._beats += 1
+
+    def run_once(self, client: SyncClient) -> None:
+        """Renew everything that is in flight now. Raises what the client raises."""
+        for group in self._inflight.by_stream().values():
+            for start in range(0, len(group), _CHUNK):
+                self._renew(client, group[start : start + _CHUNK])
+
+    def _renew(self, client: SyncClient, chunk: list[Held]) -> None:
+        lost = set(
+            renew(
+                client,
+                chunk,
+                consumer=self._consumer,
+                worker_id=self._worker_id,
+                lease_ms=self._settings.lease_ms,
+            )
+        )
+        for held in chunk:
+            on_lost = self._inflight.lost(held) if held.ref in lost else None
+            if on_lost is not None and not self._stop.is_set():
+                self._loop.call_soon_threadsafe(on_lost)
+
+    def _run(self) -> None:
+        client = self._door.sync_client()
+        tick_s = min(self._period_s, 1.0)
+        due = time.monotonic() + self._period_s
+        seen, silent_s = -1, 0.0
+        while not self._stop.wait(tick_s):
+            silent_s = silent_s + tick_s if self._beats == seen else 0.0
+            seen = self._beats
+            if silent_s > self._settings.stall_s:
+                self._give_up(silent_s)
+            if time.monotonic() >= due:
+                due = time.monotonic() + self._try_renew(client)
+        client.close()
+
+    def _try_renew(self, client: SyncClient) -> float:
+        """Seconds until the next try: soon after an error, for the leases run on."""
+        try:
+            self.run_once(client)
+        except CLIENT_ERRORS as error:
+            self._on_error("renewal", error)
+            logger.warning("renewal_failed", extra={"error": str(error)})
+            return min(self._period_s / 4, 1.0)
+        return self._period_s
+
+    def _give_up(self, silent_s: float) -> None:
+        logger.critical("event_loop_stalled", extra={"seconds": round(silent_s, 1), "pid": os.getpid()})
+        faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
+        os._exit(EXIT_STALLED)

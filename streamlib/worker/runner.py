@@ -1,0 +1,259 @@
+"""One worker process: its groups, projections and background loops, from the first read to the last ack."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from msgspec import Struct
+
+from streamlib.keys import Keys
+from streamlib.metrics.backlog import BacklogGauges
+from streamlib.metrics.worker import WorkerMetrics
+from streamlib.ops.inspect import TopicInfo, inspect
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.publisher import Publisher
+from streamlib.settings import Settings
+from streamlib.topic import TopicSpec
+from streamlib.worker.handlers import GroupSpec
+from streamlib.worker.inflight import InFlight
+from streamlib.worker.keeper import Beat, Keeper
+from streamlib.worker.loops import repeat
+from streamlib.worker.projection import Projection
+from streamlib.worker.projector import Projector
+from streamlib.worker.renewer import Renewer
+from streamlib.worker.unit import GroupUnit, Shared
+
+logger = logging.getLogger(__name__)
+
+EXIT_DONE, EXIT_DRAIN_TIMEOUT = 0, 7
+_LIVE_WITHIN_S = 10.0
+_BURST_LOOKS = 2
+_BURST_EVERY_S = 0.2
+
+Lifespan = Callable[[], AbstractAsyncContextManager[Mapping[str, Any]]]
+
+
+class WorkerParts(Struct, frozen=True, kw_only=True):
+    """What a worker is built from; the app joins it."""
+
+    door: RedisDoor
+    keys: Keys
+    settings: Settings
+    publisher: Publisher
+    metrics: WorkerMetrics
+    groups: Sequence[GroupSpec]
+    projections: Sequence[Projection[Any]]
+    lifespan: Lifespan
+
+
+class Worker:
+    """All chosen groups of an app in one process."""
+
+    def __init__(self, parts: WorkerParts) -> None:
+        self._parts = parts
+        self.worker_id = uuid.uuid4().hex[:16]
+        self.consumer = f"{socket.gethostname()}-{os.getpid()}-{self.worker_id}"
+        self._inflight = InFlight()
+        self._units: list[GroupUnit] = []
+        self._draining = False
+        self._started = False
+        self._beat: Beat | None = None
+
+    async def run(self, stop: asyncio.Event, *, burst: bool = False) -> int:
+        """Work until `stop` is set (with `burst`, until nothing is left), then drain.
+
+        Returns 0, or 7 when handlers did not end within worker.drain_s. A bug in a background loop is raised after
+        the drain: the process must end and be started anew.
+        """
+        threads = ThreadPoolExecutor(self._threads_needed(), thread_name_prefix="streamlib-handler")
+        try:
+            async with self._parts.lifespan() as state, self._renewing() as renewer:
+                return await self._work(stop, burst, state, threads, renewer)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def cancel_handlers(self) -> None:
+        """Stop waiting for handlers: cancel them, their events go back."""
+        for unit in self._units:
+            unit.cancel_handlers()
+
+    def live(self) -> tuple[bool, str]:
+        """Whether the event loop turns. Never asks Redis; callable from any thread."""
+        if self._beat is None:
+            return True, "starting"
+        silent_s = self._beat.silent_s
+        return silent_s < _LIVE_WITHIN_S, f"event loop silent for {silent_s:.1f} s"
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether this worker takes work now; callable from any thread."""
+        if self._draining or not self._started:
+            return False, "draining" if self._draining else "starting"
+        within_s = self._parts.settings.worker.block_ms / 1000 + self._parts.settings.redis.timeout_s
+        deaf = [unit.spec.group for unit in self._units if not unit.polled_within(within_s)]
+        return not deaf, f"no answer from Redis for {', '.join(deaf)}" if deaf else "ready"
+
+    # ---------------------------------------------------------------------------------------------------------
+
+    def _threads_needed(self) -> int:
+        default = self._parts.settings.worker.concurrency
+        return 1 + sum(h.concurrency or default for g in self._parts.groups for h in g.handlers if not h.is_async)
+
+    @asynccontextmanager
+    async def _renewing(self) -> AsyncIterator[Renewer]:
+        renewer = Renewer(
+            self._parts.door,
+            self._inflight,
+            self._parts.settings.worker,
+            consumer=self.consumer,
+            worker_id=self.worker_id,
+            loop=asyncio.get_running_loop(),
+            on_error=self._on_error,
+        )
+        renewer.start()
+        try:
+            yield renewer
+        finally:
+            await asyncio.to_thread(renewer.close)
+
+    async def _work(
+        self,
+        stop: asyncio.Event,
+        burst: bool,
+        state: Mapping[str, Any],
+        threads: ThreadPoolExecutor,
+        renewer: Renewer,
+    ) -> int:
+        parts, stop_projecting = self._parts, asyncio.Event()
+        self._units = [GroupUnit(spec, self._shared(state, threads)) for spec in parts.groups]
+        self._beat = Beat(renewer.beat, parts.metrics.loop_lag)
+        parts.metrics.concurrency_limit(parts.settings.worker.concurrency)
+        tasks = [task for unit in self._units for task in unit.start()]
+        projecting = [
+            asyncio.create_task(self._projector(p).run(stop_projecting), name=f"projector {p.name}")
+            for p in parts.projections
+        ]
+        keeping = self._keep()
+        self._started = True
+        parts.metrics.ready(True)
+        logger.info("worker_started", extra={"worker": self.consumer, "groups": self._names()})
+        ending = asyncio.create_task(self._until_drained() if burst else stop.wait(), name="until the end")
+        also_stop = asyncio.create_task(stop.wait())
+        everything = {*tasks, *projecting, *keeping, ending, also_stop}
+        finished, _ = await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        also_stop.cancel()
+        clean = await self._drain(stop_projecting, projecting, keeping)
+        self._raise_bug(finished - {ending, also_stop})
+        return EXIT_DONE if clean else EXIT_DRAIN_TIMEOUT
+
+    async def _drain(
+        self,
+        stop_projecting: asyncio.Event,
+        projecting: list[asyncio.Task[None]],
+        keeping: list[asyncio.Task[None]],
+    ) -> bool:
+        self._draining = True
+        self._parts.metrics.ready(False)
+        started, drain_s = time.monotonic(), self._parts.settings.worker.drain_s
+        logger.info("worker_draining", extra={"worker": self.consumer, "inflight": len(self._inflight)})
+        stop_projecting.set()
+        drained = await asyncio.gather(*(unit.drain(drain_s) for unit in self._units))
+        if projecting:
+            await asyncio.wait(projecting, timeout=drain_s + self._parts.settings.redis.timeout_s)
+        for task in (*projecting, *keeping):
+            task.cancel()
+        await asyncio.gather(*projecting, *keeping, return_exceptions=True)
+        seconds = round(time.monotonic() - started, 3)
+        logger.info("worker_stopped", extra={"worker": self.consumer, "clean": all(drained), "seconds": seconds})
+        return all(drained)
+
+    def _raise_bug(self, finished: set[asyncio.Task[Any]]) -> None:
+        for task in finished:
+            error = None if task.cancelled() else task.exception()
+            logger.critical("background_loop_ended", extra={"loop": task.get_name(), "error": repr(error)})
+            if error is not None:
+                raise error
+            raise RuntimeError(f"{task.get_name()} ended by itself")
+
+    def _shared(self, state: Mapping[str, Any], threads: ThreadPoolExecutor) -> Shared:
+        return Shared(
+            door=self._parts.door,
+            keys=self._parts.keys,
+            settings=self._parts.settings,
+            publisher=self._parts.publisher,
+            metrics=self._parts.metrics,
+            inflight=self._inflight,
+            threads=threads,
+            worker_id=self.worker_id,
+            consumer=self.consumer,
+            one_suspect=asyncio.Lock(),
+            state=state,
+            on_error=self._on_error,
+        )
+
+    def _projector(self, projection: Projection[Any]) -> Projector:
+        parts = self._parts
+        metrics = parts.metrics.group(projection.topic.name, projection.name)
+        return Projector(projection, parts.door, parts.keys, parts.settings, self.worker_id, metrics)
+
+    def _keep(self) -> list[asyncio.Task[None]]:
+        topics: dict[str, TopicSpec] = {unit.spec.topic.name: unit.spec.topic for unit in self._units}
+        topics |= {projection.topic.name: projection.topic for projection in self._parts.projections}
+        gauges = BacklogGauges(self._parts.metrics.registry)
+        keeper = Keeper(
+            self._parts.door,
+            self._parts.keys,
+            self._parts.settings,
+            self._units,
+            list(topics.values()),
+            gauges,
+        )
+        steps = [keeper.refresh_types, keeper.refresh_gauges, keeper.trim, keeper.sweep]
+        if self._beat is not None:
+            steps.append(self._beat.run_once)
+        return [
+            asyncio.create_task(
+                repeat(step.__qualname__, step, heal=_nothing_to_heal, on_error=self._on_error),
+                name=step.__qualname__,
+            )
+            for step in steps
+        ]
+
+    async def _until_drained(self) -> None:
+        """Until the backlog of our groups was empty several times in a row."""
+        parts, empty = self._parts, 0
+        wanted = {(spec.topic.name, spec.group) for spec in parts.groups}
+        wanted |= {(projection.topic.name, projection.name) for projection in parts.projections}
+        while empty < _BURST_LOOKS:
+            await asyncio.sleep(_BURST_EVERY_S)
+            left = 0
+            for topic in {name for name, _ in wanted}:
+                infos = await self._look(topic)
+                left += sum(
+                    group.backlog for info in infos for group in info.groups if (info.topic, group.group) in wanted
+                )
+            empty = empty + 1 if left == 0 else 0
+
+    async def _look(self, topic: str) -> list[TopicInfo]:
+        door, keys = self._parts.door, self._parts.keys
+        return await door.persist(lambda: inspect(door, keys, topic), give_up_s=None)
+
+    def _names(self) -> list[str]:
+        groups = [f"{spec.topic.name}/{spec.group}" for spec in self._parts.groups]
+        return groups + [f"{p.topic.name}/{p.name}" for p in self._parts.projections]
+
+    def _on_error(self, kind: str, error: Exception) -> None:
+        self._parts.metrics.redis_error(kind)
+
+
+async def _nothing_to_heal() -> None:
+    """House-keeping waits until a group has been healed by its own unit."""

@@ -1,0 +1,186 @@
+"""Everything that runs for one group in one process: fetcher, consumer, lanes, settling, reclaimer, promoter."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Executor as Threads
+from typing import Any
+
+from msgspec import Struct
+
+from streamlib.keys import Keys
+from streamlib.metrics.worker import WorkerMetrics
+from streamlib.redisio import consumers, registry
+from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
+from streamlib.redisio.publisher import Publisher
+from streamlib.redisio.reader import Reader
+from streamlib.settings import Settings
+from streamlib.worker.consumer import Consumer, Parts
+from streamlib.worker.executor import Executor
+from streamlib.worker.fetcher import Fetcher
+from streamlib.worker.handlers import GroupSpec, HandlerSpec
+from streamlib.worker.inflight import InFlight
+from streamlib.worker.lanes import Lanes
+from streamlib.worker.loops import repeat
+from streamlib.worker.promoter import Promoter
+from streamlib.worker.reclaimer import Reclaimer
+from streamlib.worker.settling import Settling
+from streamlib.worker.work import Group
+
+_FLUSH_S = 5.0
+_READ_GRACE_S = 1.0
+
+
+class Shared(Struct, frozen=True, kw_only=True):
+    """What all groups of a process share."""
+
+    door: RedisDoor
+    keys: Keys
+    settings: Settings
+    publisher: Publisher
+    metrics: WorkerMetrics
+    inflight: InFlight
+    threads: Threads
+    worker_id: str
+    consumer: str
+    one_suspect: asyncio.Lock
+    state: Mapping[str, Any]
+    on_error: Callable[[str, Exception], None]
+
+
+class GroupUnit:
+    """One group of one topic at work. `live_types` is kept fresh by the keeper."""
+
+    def __init__(self, spec: GroupSpec, shared: Shared) -> None:
+        self.spec = spec
+        self.live_types = spec.type_names
+        self._shared = shared
+        topic, settings = spec.topic, shared.settings
+        self.partitions = [
+            shared.keys.stream(topic.name, number, topic.partitions) for number in range(topic.partitions)
+        ]
+        self._metrics = shared.metrics.group(topic.name, spec.group)
+        group = Group(
+            topic=topic.name,
+            group=spec.group,
+            worker_id=shared.worker_id,
+            consumer=shared.consumer,
+            window_ms=int(settings.idempotency.window_s * 1000),
+        )
+        self._settling = Settling(shared.door, group, shared.inflight, self._metrics, on_error=shared.on_error)
+        self._executor = Executor(topic, group, shared.publisher, shared.state, shared.threads, random.Random())
+        self.consumer = Consumer(self._parts(group), self._lanes_for)
+        reader = Reader(self.partitions, spec.group, shared.consumer, topic.codec)
+        self._fetcher = Fetcher(shared.door, reader, self.consumer, settings.worker, self._metrics)
+        self._reclaimer = Reclaimer(shared.door, reader, self.consumer, self.partitions, settings.worker, self._metrics)
+        self._promoter = Promoter(shared.door, self.partitions, spec.group)
+        self._fetching: asyncio.Task[None] | None = None
+        self._admitting: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
+
+    def _parts(self, group: Group) -> Parts:
+        shared = self._shared
+        return Parts(
+            spec=self.spec,
+            group=group,
+            door=shared.door,
+            settings=shared.settings.worker,
+            payload_bytes=shared.settings.limits.payload_bytes,
+            inflight=shared.inflight,
+            settling=self._settling,
+            metrics=self._metrics,
+            on_error=shared.on_error,
+            live_types=lambda: self.live_types,
+        )
+
+    def _lanes_for(self, handler: HandlerSpec, **hooks: Any) -> Lanes:
+        worker = self._shared.settings.worker
+        return Lanes(
+            handler,
+            self._executor,
+            concurrency=handler.concurrency or worker.concurrency,
+            batch=worker.batch,
+            lease_ms=worker.lease_ms,
+            **hooks,
+        )
+
+    def start(self) -> list[asyncio.Task[None]]:
+        """Start the loops; none of them ends by itself but through a bug."""
+        self.consumer.start()
+        name = f"{self.spec.topic.name}/{self.spec.group}"
+        spawn = asyncio.get_running_loop().create_task
+        fetching = self._loop("fetcher", self._fetcher.run_once, lambda: self.consumer.stopping)
+        self._fetching = spawn(fetching, name=f"fetcher {name}")
+        self._admitting = spawn(self.consumer.run(), name=f"consumer {name}")
+        self._background = [
+            spawn(self._settling.run(), name=f"settling {name}"),
+            spawn(self.consumer.run_suspects(self._shared.one_suspect), name=f"suspects {name}"),
+            spawn(self._loop("reclaimer", self._reclaimer.run_once), name=f"reclaimer {name}"),
+            spawn(self._loop("promoter", self._promoter.run_once), name=f"promoter {name}"),
+        ]
+        return [self._fetching, self._admitting, *self._background]
+
+    def _loop(
+        self, name: str, step: Callable[[], Awaitable[float]], stopping: Callable[[], bool] = bool
+    ) -> Coroutine[Any, Any, None]:
+        return repeat(name, step, heal=self._heal, on_error=self._shared.on_error, stopping=stopping)
+
+    async def _heal(self) -> None:
+        """The group or its stream is gone: make them again where they were, and say so."""
+        shared, topic = self._shared, self.spec.topic
+        for partition in range(topic.partitions):
+            await registry.restore_group(shared.door, shared.keys, topic, self.spec.group, partition)
+        await registry.declare_group(shared.door, shared.keys, topic, self.spec.group, "handler", self.spec.type_names)
+        self._metrics.stream_lost()
+
+    def polled_within(self, seconds: float) -> bool:
+        """Whether Redis answered a read of this group lately."""
+        last = self._fetcher.last_read
+        return last is not None and time.monotonic() - last < seconds
+
+    def cancel_handlers(self) -> None:
+        self.consumer.cancel_handlers()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Stop reading, hand back what did not start, let the rest end, settle it, leave. False if time ran out."""
+        deadline = time.monotonic() + timeout_s
+        self.consumer.stop_admitting()
+        # A read that blocks is let run out: cancelling it could lose a reply, whose entries would wait for a lease.
+        await _end(self._fetching, self._shared.settings.worker.block_ms / 1000 + _READ_GRACE_S)
+        await _end(self._admitting, _FLUSH_S)
+        for task in self._background[1:]:
+            task.cancel()
+        self.consumer.stop()
+        clean = await self.consumer.finish(max(deadline - time.monotonic(), 0.0))
+        try:
+            await asyncio.wait_for(self._settling.flush(), _FLUSH_S)
+        except TimeoutError:
+            clean = False
+        self._background[0].cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._leave()
+        await self._fetcher.close()
+        return clean
+
+    async def _leave(self) -> None:
+        """Remove our consumer, unless something of it is still pending."""
+        shared, group = self._shared, self.spec.group
+        for keys in self.partitions:
+            for stream in (keys.stream, keys.again(group)):
+                try:
+                    await consumers.remove(shared.door, stream, group, shared.consumer)
+                except CLIENT_ERRORS as error:
+                    shared.on_error("leave", error)
+                    return
+
+
+async def _end(task: asyncio.Task[None] | None, timeout_s: float) -> None:
+    """Let a task end by itself for a while, then cancel it."""
+    if task is None:
+        return
+    await asyncio.wait({task}, timeout=timeout_s)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,54 @@
+"""One run of one event, from its claim to what is recorded about it."""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+from streamlib.event import Event
+from streamlib.message import Message, entry_time_ms
+from streamlib.redisio.dead_letter import Failure
+from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.settler import Settlement
+from streamlib.worker.handlers import HandlerSpec
+
+NO_HANDLER = "-"
+"""The handler label of an event that reached none."""
+
+
+class Work(Struct, eq=False):
+    """A claimed, decoded event on its way to its handler. `lost` is set when another worker took the claim."""
+
+    delivery: Delivery
+    message: Message
+    event: Event
+    handler: HandlerSpec
+    lost: bool = False
+
+
+class Ended(Struct, frozen=True, eq=False):
+    """The one outcome of a delivery: what is settled, and what the metrics hear when it is.
+
+    `outcome` is one of ok, retry, dead, skipped, duplicate, released; `seconds` is the handler's time, None if it did
+    not run; `stored_ms` is the server's clock when the event was published.
+    """
+
+    settlement: Settlement
+    outcome: str
+    handler: str = NO_HANDLER
+    seconds: float | None = None
+    failure: Failure | None = None
+    attempts: int = 0
+
+    @property
+    def stored_ms(self) -> int:
+        return entry_time_ms(self.settlement.delivery.origin_id)
+
+
+class Group(Struct, frozen=True, kw_only=True):
+    """Names that everything about one group in one process shares."""
+
+    topic: str
+    group: str
+    worker_id: str
+    consumer: str
+    window_ms: int = field(default=3_600_000)
