@@ -35,9 +35,7 @@ class Publisher:
     `redis.retry_s`.
     """
 
-    def __init__(
-        self, redis: RedisDoor, keys: Keys, limits: LimitSettings, *, observe: Observe | None = None
-    ) -> None:
+    def __init__(self, redis: RedisDoor, keys: Keys, limits: LimitSettings, *, observe: Observe | None = None) -> None:
         self._redis = redis
         self._keys = keys
         self._limits = limits
@@ -82,9 +80,7 @@ class Publisher:
 
     async def _store(self, topic: TopicSpec, messages: Sequence[Message]) -> list[Outcome]:
         if self._closed:
-            raise StreamlibError(
-                f"topic {topic.name!r}: the publisher is closed; publish while the app is open"
-            )
+            raise StreamlibError(f"topic {topic.name!r}: the publisher is closed; publish while the app is open")
         if not messages:
             return []
         order = Order(len(messages))
@@ -142,9 +138,7 @@ def _entry(topic: TopicSpec, message: Message, limits: LimitSettings) -> Fields:
     except UnicodeEncodeError as error:
         raise PublishError(f"{what} holds text that is not valid Unicode") from error
     if not 0 < len(fields) <= MAX_FIELD_PARTS:
-        raise PublishError(
-            f"{what} becomes {len(fields) // 2} fields; an entry has 1 to {MAX_FIELD_PARTS // 2}"
-        )
+        raise PublishError(f"{what} becomes {len(fields) // 2} fields; an entry has 1 to {MAX_FIELD_PARTS // 2}")
     return fields
 
 

@@ -115,9 +115,7 @@ async def remember_position(
     await redis.execute("HSET", keys.group(topic, group), f"pos:{partition}", position)
 
 
-async def remembered_position(
-    redis: RedisDoor, keys: Keys, topic: str, group: str, partition: int
-) -> str | None:
+async def remembered_position(redis: RedisDoor, keys: Keys, topic: str, group: str, partition: int) -> str | None:
     """The id up to which the group was done when retention last looked. Raises what the client raises."""
     stored: bytes | None = await redis.execute("HGET", keys.group(topic, group), f"pos:{partition}")
     return stored.decode() if stored is not None else None
@@ -146,9 +144,7 @@ async def last_id(redis: RedisDoor, stream: str) -> str:
     return found.decode()
 
 
-async def _create(
-    redis: RedisDoor, keys: Keys, topic: TopicSpec, group: str, kind: str, partition: int
-) -> str:
+async def _create(redis: RedisDoor, keys: Keys, topic: TopicSpec, group: str, kind: str, partition: int) -> str:
     names = keys.stream(topic.name, partition, topic.partitions)
     position = await remembered_position(redis, keys, topic.name, group, partition)
     if position is None or entry_order(position) > entry_order(await last_id(redis, names.stream)):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from streamlib.errors import RedisUnfit
-from streamlib.redisio.connection import CLIENT_ERRORS, ErrorClass, RedisDoor, classify, error_code, translate
-from streamlib.settings import RedisSettings, redact
+from streamlib.redisio.connection import CLIENT_ERRORS, ErrorClass, RedisDoor, classify, error_code
+from streamlib.settings import Settings
 
 MIN_REDIS = (7, 0)
 MIN_VALKEY = (7, 2)
@@ -52,28 +50,25 @@ class Finding(Struct, frozen=True):
 
 
 async def probe(redis: RedisDoor) -> ServerInfo:
-    """Ask the server about itself; what it denies stays unknown. Raises RedisError without an answer."""
-    try:
-        info = _parse(await _allowed(redis, "INFO") or b"")
-        policy = info.get("maxmemory_policy") or await _config(redis, "maxmemory-policy")
-        valkey = info.get("valkey_version")
-        return ServerInfo(
-            kind="valkey" if valkey else info.get("server_name", "redis"),
-            version=valkey or info.get("redis_version", ""),
-            role=info.get("role", ""),
-            policy=policy,
-            maxmemory=_number(info.get("maxmemory")),
-            aof=info["aof_enabled"] == "1" if "aof_enabled" in info else None,
-            cluster=info.get("cluster_enabled") == "1",
-            replicas=_number(info.get("connected_slaves")) or 0,
-            read_only=info.get("role") == "slave" and info.get("slave_read_only", "1") == "1",
-            default_user_open=_open_user(await _allowed(redis, "ACL", "GETUSER", "default")),
-        )
-    except CLIENT_ERRORS as error:
-        raise translate(error, redis.settings.url) from error
+    """Ask the server about itself; what it denies stays unknown. Raises what the client raises."""
+    info = _parse(await _allowed(redis, "INFO"))
+    policy = info.get("maxmemory_policy") or await _config(redis, "maxmemory-policy")
+    valkey = info.get("valkey_version")
+    return ServerInfo(
+        kind="valkey" if valkey else info.get("server_name", "redis"),
+        version=valkey or info.get("redis_version", ""),
+        role=info.get("role", ""),
+        policy=policy,
+        maxmemory=_number(info.get("maxmemory")),
+        aof=info["aof_enabled"] == "1" if "aof_enabled" in info else None,
+        cluster=info.get("cluster_enabled") == "1",
+        replicas=_number(info.get("connected_slaves")) or 0,
+        read_only=info.get("role") == "slave" and info.get("slave_read_only", "1") == "1",
+        default_user_open=_open_user(await _allowed(redis, "ACL", "GETUSER", "default")),
+    )
 
 
-def check(info: ServerInfo, settings: RedisSettings) -> list[Finding]:
+def check(info: ServerInfo, settings: Settings) -> list[Finding]:
     """What this server can promise, the fatal checks first."""
     return [
         _version(info),
@@ -83,13 +78,6 @@ def check(info: ServerInfo, settings: RedisSettings) -> list[Finding]:
         _persistence(info),
         _access(info, settings),
     ]
-
-
-def refuse_unfit(findings: Iterable[Finding], settings: RedisSettings) -> None:
-    """Raise RedisUnfit naming every fatal finding."""
-    fatal = [f"{found.check}: {found.detail}" for found in findings if found.fatal and not found.ok]
-    if fatal:
-        raise RedisUnfit(f"Redis at {redact(settings.url)} cannot keep the promises: {'; '.join(fatal)}")
 
 
 def _version(info: ServerInfo) -> Finding:
@@ -102,7 +90,7 @@ def _version(info: ServerInfo) -> Finding:
     return Finding("version", True, str(info), fatal=True)
 
 
-def _eviction(info: ServerInfo, settings: RedisSettings) -> Finding:
+def _eviction(info: ServerInfo, settings: Settings) -> Finding:
     name = "eviction"
     if not info.policy:
         unknown = f"maxmemory-policy is not known (INFO and CONFIG are denied); make sure it is {SAFE_POLICY}"
@@ -113,7 +101,7 @@ def _eviction(info: ServerInfo, settings: RedisSettings) -> Finding:
         f"maxmemory-policy is {info.policy}: a full server would throw away events and idempotency keys; set "
         f"{SAFE_POLICY}"
     )
-    if settings.allow_eviction:
+    if settings.redis.allow_eviction:
         return Finding(name, False, f"{detail} (allowed by redis.allow_eviction)", fatal=False)
     return Finding(name, False, f"{detail}, or redis.allow_eviction = true to accept the loss", fatal=True)
 
@@ -144,8 +132,8 @@ def _persistence(info: ServerInfo) -> Finding:
     return Finding("persistence", True, "appendonly is on", fatal=False)
 
 
-def _access(info: ServerInfo, settings: RedisSettings) -> Finding:
-    parts = urlsplit(settings.url)
+def _access(info: ServerInfo, settings: Settings) -> Finding:
+    parts = urlsplit(settings.redis.url)
     local = parts.scheme == "unix" or (parts.hostname or "") in _LOOPBACK
     if info.default_user_open and not local:
         detail = "anybody who reaches this server may do anything (user default has no password); set one"
