@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal, TypeVar
 
@@ -9,6 +10,7 @@ from streamlib.errors import DeclarationError, TopicMismatch, WrongKeyType
 from streamlib.keys import Keys
 from streamlib.message import entry_order
 from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, error_code, translate
+from streamlib.redisio.scripts import Executes
 from streamlib.settings import redact
 from streamlib.topic import TopicSpec
 
@@ -83,12 +85,6 @@ async def groups_of(redis: RedisDoor, keys: Keys, topic: str) -> dict[str, str]:
     return {name.partition(":")[2]: kind for name, kind in found if name.startswith(f"{topic}:")}
 
 
-async def types_of(redis: RedisDoor, keys: Keys, topic: str, group: str) -> frozenset[str]:
-    """The event types that any worker of the group ever declared to handle. Raises what the client raises."""
-    names = await redis.execute("HKEYS", keys.group(topic, group))
-    return frozenset(name.removeprefix(_TYPE).decode() for name in names if name.startswith(_TYPE))
-
-
 async def declare_types(redis: RedisDoor, keys: Keys, topic: str, group: str, types: Iterable[str]) -> None:
     """Say that the group handles these types as of now. Safe to send twice; raises what the client raises."""
     server_s = (await redis.execute("TIME"))[0]
@@ -97,7 +93,9 @@ async def declare_types(redis: RedisDoor, keys: Keys, topic: str, group: str, ty
         await redis.execute("HSET", keys.group(topic, group), *declared)
 
 
-async def live_types(redis: RedisDoor, keys: Keys, topic: str, group: str, within_s: float) -> frozenset[str]:
+async def live_types(
+    redis: Executes, keys: Keys, topic: str, group: str, within_s: float = math.inf
+) -> frozenset[str]:
     """The event types that some worker of the group said to handle within the last `within_s` seconds."""
     server_s = int((await redis.execute("TIME"))[0])
     flat: list[bytes] = await redis.execute("HGETALL", keys.group(topic, group))
