@@ -1,0 +1,48 @@
+"""Read models as declared: the base class of rows, and the indexes by which rows are found."""
+
+from __future__ import annotations
+
+from typing import Any, dataclass_transform
+
+from msgspec import Struct, StructMeta
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class _ReadModelMeta(StructMeta):
+    """Makes every subclass frozen and keyword-only."""
+
+    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
+        return super().__new__(mcls, name, bases, namespace, **{"frozen": True, "kw_only": True, **options})
+
+
+class ReadModel(Struct, metaclass=_ReadModelMeta):
+    """One row of a projection. Subclasses are frozen, keyword-only msgspec Structs.
+
+    Each field is stored by itself. Every type that msgspec can store as JSON comes back as it was, `Decimal`,
+    `None` and nested Structs included; what is annotated `Any` comes back as JSON knows it. NaN and infinity are
+    refused.
+    """
+
+
+class Exact(Struct, frozen=True):
+    """Find and count rows by equality: texts, numbers, truth values, enums, dates, UUIDs, bytes, and None."""
+
+    field: str
+
+
+class Ordered(Struct, frozen=True):
+    """Find rows between two values, in order: numbers, dates or datetimes.
+
+    Rows whose value is None are left out. A datetime without a time zone counts as UTC.
+    """
+
+    field: str
+
+
+class Prefix(Struct, frozen=True):
+    """Find rows whose text starts so, whatever its case (NFC, case-folded). Rows with None are left out."""
+
+    field: str
+
+
+Index = Exact | Ordered | Prefix

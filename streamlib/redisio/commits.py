@@ -1,0 +1,108 @@
+"""Reads what a batch needs and writes what folding it changed: the projector's two scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+
+from msgspec import Struct
+
+from streamlib.codec import Fields
+from streamlib.redisio.indexes import Entry, ViewKeys
+from streamlib.redisio.rows import RowFields
+from streamlib.redisio.scripts import Arg, Executes, Script
+
+_load = Script("load_rows")
+_commit = Script("commit")
+
+MAX_EVENTS = 500
+MAX_BYTES = 4 * 1024 * 1024
+
+
+class Loaded(Struct, frozen=True):
+    """`states`: event id -> its mark. `rows`: row id -> its fields, or the type of a key that is no hash."""
+
+    states: dict[str, bytes]
+    rows: dict[str, RowFields | str]
+
+
+class IndexChange(Struct):
+    """What happens to one index: members to remove and members to set."""
+
+    removed: list[bytes]
+    set: list[Entry]
+
+
+class Batch(Struct, frozen=True, kw_only=True):
+    """What one commit changes: `marks` event id -> "d", "x"; `rows` row id -> fields to set, None deletes."""
+
+    old: str
+    new: str
+    entries: int
+    marks: Mapping[str, str]
+    rows: Mapping[str, RowFields | None]
+    row_delta: int
+    indexes: Mapping[str, IndexChange]
+    dead: Sequence[Fields]
+
+
+class Verdict(Enum):
+    """How a commit ended; everything but OK wrote nothing."""
+
+    OK = "OK"
+    FENCED = "FENCED"
+    WRONG_TYPE = "WRONGTYPE"
+    BEHIND = "BEHIND"
+
+
+class Answer(Struct, frozen=True):
+    """`detail` names the key of the wrong type, the stream's last id, or why the group did not move."""
+
+    verdict: Verdict
+    detail: str = ""
+
+
+async def load(redis: Executes, keys: ViewKeys, group: str, event_ids: Sequence[str], row_ids: Sequence[str]) -> Loaded:
+    """The idempotency states of these events, and these rows, in one round trip."""
+    marks = [keys.stream.idem(group, event_id) for event_id in event_ids]
+    states, rows = await _load.run(redis, [*marks, *(keys.row(row_id) for row_id in row_ids)], [len(marks)])
+    return Loaded(
+        {event_id: state for event_id, state in zip(event_ids, states, strict=False) if state is not None},
+        {row_id: _row(row) for row_id, row in zip(row_ids, rows, strict=True)},
+    )
+
+
+async def commit(
+    redis: Executes, keys: ViewKeys, group: str, *, owner: str, epoch: int, window_ms: int, batch: Batch
+) -> Answer:
+    """Apply a batch if we still own the partition and the view stands at `batch.old`. Safe to send twice."""
+    named = [
+        keys.stream.stream,
+        keys.stream.owner(group),
+        keys.head,
+        keys.stream.dead(group),
+        *(keys.stream.idem(group, event_id) for event_id in batch.marks),
+        *(keys.row(row_id) for row_id in batch.rows),
+        *batch.indexes,
+    ]
+    args: list[Arg] = [
+        owner, epoch, batch.old, batch.new, group, window_ms, batch.entries, batch.row_delta,
+        "".join(batch.marks.values()), len(batch.rows), len(batch.indexes), len(batch.dead),
+    ]  # fmt: skip
+    for row in batch.rows.values():
+        pairs = [part for pair in (row or {}).items() for part in pair]
+        args += (len(pairs), *pairs)
+    for change in batch.indexes.values():
+        args += (len(change.removed), *change.removed, len(change.set) * 2)
+        for member, score in change.set:
+            args += (repr(score), member)
+    for fields in batch.dead:
+        args += (len(fields), *fields)
+    verdict, detail, *_ = await _commit.run(redis, named, args)
+    return Answer(Verdict(verdict.decode()), detail.decode("utf-8", "replace"))
+
+
+def _row(reply: list[bytes] | bytes) -> RowFields | str:
+    if isinstance(reply, bytes):
+        return reply.decode()
+    return dict(zip(reply[::2], reply[1::2], strict=True))

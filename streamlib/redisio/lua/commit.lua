@@ -1,0 +1,122 @@
+-- Applies a batch of folded events to a view: rows, indexes, dead letters, done marks and checkpoint, together.
+--
+-- KEYS[1] S
+-- KEYS[2] {S}:owner:<group>
+-- KEYS[3] {S}:view:<name>:<generation>
+-- KEYS[4] {S}:dead:<group>
+-- then    idempotency keys, row keys, index keys
+-- ARGV[1] owner     ARGV[2] epoch     ARGV[3] old checkpoint     ARGV[4] new checkpoint     ARGV[5] group
+-- ARGV[6] idempotency window, ms      ARGV[7] entries in between ARGV[8] rows more (or less)
+-- ARGV[9] states to set, a letter for each idempotency key
+-- ARGV[10] count of row keys          ARGV[11] count of index keys   ARGV[12] count of dead letters
+-- then    per row key: the count of values, and fields and values to set (none: the row is deleted)
+-- then    per index key: the count of members to remove, these, the count of values, and scores and members to set
+-- then    per dead letter: the count of its fields, and the fields; the last value becomes the server's time, ms
+--
+-- Returns {"OK", ""} or {"OK", why the group's position could not be moved};
+-- {"FENCED", ""} when another owner, epoch or checkpoint is found; {"WRONGTYPE", key, type}; {"BEHIND", last id} when
+-- the stream ends before the new checkpoint or is gone. Everything but OK wrote nothing.
+-- Sent twice, the second finds the new checkpoint and answers OK. The first write denies OOM.
+
+local S, OWNER, VIEW, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local old, new, group, window_ms = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local marks, rows, indexes, letters = #ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local CHUNK = 800
+
+local function kind_of(key)
+    return redis.call("TYPE", key).ok
+end
+
+local function wrong(first, last, wanted)
+    for i = first, last do
+        local kind = kind_of(KEYS[i])
+        if kind ~= wanted and kind ~= "none" then
+            return { "WRONGTYPE", KEYS[i], kind }
+        end
+    end
+end
+
+local function is_after(a, b)
+    local a_ms, a_seq = string.match(a, "^(%d+)-(%d+)$")
+    local b_ms, b_seq = string.match(b, "^(%d+)-(%d+)$")
+    local x, y = a_ms, b_ms
+    if a_ms == b_ms then
+        x, y = a_seq, b_seq
+    end
+    return #x > #y or (#x == #y and x > y)
+end
+
+local first_row = 5 + marks
+local first_index = first_row + rows
+local bad = wrong(1, 1, "stream") or wrong(2, 3, "hash") or wrong(4, 4, "stream")
+    or wrong(first_row, first_index - 1, "hash") or wrong(first_index, first_index + indexes - 1, "zset")
+if bad then
+    return bad
+end
+local held = redis.call("HMGET", OWNER, "owner", "epoch")
+local head = redis.call("HMGET", VIEW, "checkpoint", "read", "rows")
+local checkpoint = head[1] or "0-0"
+if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
+    return { "FENCED", "" }
+elseif checkpoint == new then
+    return { "OK", "" }
+elseif checkpoint ~= old then
+    return { "FENCED", "" }
+elseif kind_of(S) == "none" then
+    return { "BEHIND", "0-0" }
+end
+local stream, info = redis.call("XINFO", "STREAM", S), {}
+for i = 1, #stream, 2 do
+    info[stream[i]] = stream[i + 1]
+end
+local last, added = info["last-generated-id"], tonumber(info["entries-added"])
+if is_after(new, last) then
+    return { "BEHIND", last }
+end
+-- Entries before the first one were trimmed before this view existed; at the end of the stream the count is known.
+local read = (tonumber(head[2]) or (added - tonumber(info["length"]))) + tonumber(ARGV[7])
+if new == last then
+    read = added
+end
+read = string.format("%.0f", read)
+local count = string.format("%.0f", (tonumber(head[3]) or 0) + tonumber(ARGV[8]))
+
+redis.call("HSET", VIEW, "checkpoint", new, "read", read, "rows", count)
+
+local at = 13
+local function apply(command, key)
+    local values = tonumber(ARGV[at])
+    for first = at + 1, at + values, CHUNK do
+        redis.call(command, key, unpack(ARGV, first, math.min(first + CHUNK - 1, at + values)))
+    end
+    at = at + values + 1
+    return values
+end
+
+for i = first_row, first_index - 1 do
+    if apply("HSET", KEYS[i]) == 0 then
+        redis.call("DEL", KEYS[i])
+    end
+end
+for i = first_index, first_index + indexes - 1 do
+    apply("ZREM", KEYS[i])
+    apply("ZADD", KEYS[i])
+end
+local time = redis.call("TIME")
+local now = string.format("%.0f", time[1] * 1000 + math.floor(time[2] / 1000))
+for _ = 1, letters do
+    local values = tonumber(ARGV[at])
+    local letter = { unpack(ARGV, at + 1, at + values) }
+    letter[values] = now
+    redis.call("XADD", DEAD, "*", unpack(letter))
+    at = at + values + 1
+end
+for i = 1, marks do
+    redis.call("SET", KEYS[4 + i], string.sub(ARGV[9], i, i), "PX", window_ms)
+end
+-- The position is there for lag alone: a group that was removed is made again, and no error here may stop the view.
+local moved = redis.pcall("XGROUP", "SETID", S, group, new, "ENTRIESREAD", read)
+if type(moved) == "table" and moved.err then
+    moved = redis.pcall("XGROUP", "CREATE", S, group, new, "ENTRIESREAD", read)
+end
+return { "OK", type(moved) == "table" and moved.err or "" }

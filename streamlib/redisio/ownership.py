@@ -1,0 +1,37 @@
+"""Ownership of a partition: one owner per group at a time, fenced by an epoch that only grows."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from streamlib.redisio.scripts import Executes, Script
+
+_own = Script("own")
+
+
+class Lease(Struct, frozen=True):
+    """The answer about one partition; `ms_left` until our lease ends, or until the owner's may be taken."""
+
+    ours: bool
+    epoch: int
+    ms_left: int
+
+
+async def take(redis: Executes, key: str, owner: str, lease_ms: int) -> Lease:
+    """Become the owner unless another one's lease still holds. Safe to send twice."""
+    return await _ask(redis, key, "take", owner, 0, lease_ms)
+
+
+async def renew(redis: Executes, key: str, owner: str, epoch: int, lease_ms: int) -> Lease:
+    """Hold on to a partition; not `ours` when somebody else took it. Safe to send twice."""
+    return await _ask(redis, key, "renew", owner, epoch, lease_ms)
+
+
+async def release(redis: Executes, key: str, owner: str, epoch: int) -> Lease:
+    """Let others take the partition at once; harmless when it is not ours any more. Safe to send twice."""
+    return await _ask(redis, key, "release", owner, epoch, 0)
+
+
+async def _ask(redis: Executes, key: str, verb: str, owner: str, epoch: int, lease_ms: int) -> Lease:
+    ours, held_epoch, ms_left = await _own.run(redis, [key], [verb, owner, epoch, lease_ms])
+    return Lease(ours == 1, held_epoch, ms_left)

@@ -1,0 +1,313 @@
+"""One partition of a projection in one worker: standby, owner, reader, committer, and standby again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from enum import Enum
+from typing import Any, TypeVar
+
+from streamlib.errors import RedisError
+from streamlib.keys import Keys
+from streamlib.message import entry_order
+from streamlib.metrics.worker import GroupMetrics
+from streamlib.redisio.commits import MAX_BYTES, MAX_EVENTS, Verdict
+from streamlib.redisio.connection import CLIENT_ERRORS, Lane, RedisDoor
+from streamlib.redisio.indexes import ViewKeys
+from streamlib.redisio.ownership import release, renew, take
+from streamlib.redisio.view_state import (
+    ROLLED_BACK,
+    ViewHead,
+    handled_types,
+    last_entry_id,
+    live_generation,
+    mark_halted,
+    read_entries,
+    view_head,
+)
+from streamlib.settings import Settings
+from streamlib.worker.applying import Applier
+from streamlib.worker.folding import Folder, RawEntry, Stop
+from streamlib.worker.projection import Projection
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_NEVER = object()
+
+
+class Leave(Enum):
+    """Why an owner stops projecting."""
+
+    STOP = "stop"
+    FENCED = "fenced"
+    HALTED = "halted"
+    AWAY = "away"  # only another worker can read what comes next
+    RELOAD = "reload"  # the view is not where we thought: look again
+
+
+class ProjectedPartition:
+    """Projects one partition while it owns it. `epoch` is 0 in standby; `halted` says why it stands still."""
+
+    def __init__(
+        self,
+        projection: Projection[Any],
+        partition: int,
+        redis: RedisDoor,
+        keys: Keys,
+        settings: Settings,
+        worker_id: str,
+        metrics: GroupMetrics,
+    ) -> None:
+        self.partition = partition
+        self.epoch = 0
+        self.halted = ""
+        self.idle = False
+        self._projection = projection
+        self._redis = redis
+        self._keys = keys
+        self._stream = keys.stream(projection.topic.name, partition, projection.topic.partitions)
+        self._owner_key = self._stream.owner(projection.name)
+        self._settings = settings.worker
+        self._window_ms = int(settings.idempotency.window_s * 1000)
+        self._worker_id = worker_id
+        self._metrics = metrics
+        self._generation = 0
+        self._checkpoint = "0-0"
+        self._away_before = ""
+        self._count = MAX_EVENTS
+        self._lost = asyncio.Event()
+        self._fields = {"projection": projection.name, "topic": projection.topic.name, "partition": partition}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Take the partition whenever it is free and project it, until `stop` is set."""
+        while not stop.is_set():
+            try:
+                wait_ms = await self._turn(stop)
+                self.halted = ""
+            except (*CLIENT_ERRORS, RedisError) as error:
+                self._halt("projection_failed", str(error))
+                wait_ms = self._settings.reclaim_ms
+            if wait_ms:
+                await self._first(asyncio.sleep(wait_ms / 1000), stop)
+
+    async def _turn(self, stop: asyncio.Event) -> int:
+        """One try to own; ms to wait before the next."""
+        if self._away_before and not await self._may_return(stop):
+            self.idle = True
+            return self._settings.reclaim_ms
+        lease = await self._first(
+            self._persist(lambda: take(self._redis, self._owner_key, self._worker_id, self._settings.lease_ms)),
+            stop,
+        )
+        if lease is _NEVER:
+            return 0
+        if not lease.ours:
+            self.idle = True
+            wait_ms: int = lease.ms_left + 1
+            return min(wait_ms, self._settings.reclaim_ms)
+        self.idle, self.epoch = False, lease.epoch
+        self._lost.clear()
+        log.info("partition_taken", extra={**self._fields, "epoch": self.epoch})
+        renewal = asyncio.create_task(self._renew())
+        lane = self._redis.blocking(self._settings.block_ms)
+        try:
+            leave = await self._own(lane, stop)
+            if leave is Leave.HALTED:
+                await self._stand_still(stop)
+        finally:
+            await _cancel(renewal)
+            await lane.close()
+            await self._release()
+        log.info("partition_left", extra={**self._fields, "why": leave.value})
+        return self._settings.reclaim_ms if leave in (Leave.FENCED, Leave.AWAY) else 0
+
+    async def _own(self, lane: Lane, stop: asyncio.Event) -> Leave:
+        """Project until something ends it."""
+        keys, head = await self._look()
+        if head.halted:
+            self._halt("projection_halted", f"{head.halted}: rebuild the view")
+            return Leave.HALTED
+        applier = self._applier(keys)
+        reading = self._read_after(lane, self._checkpoint)
+        try:
+            while True:
+                entries = await self._first(reading, stop, self._lost)
+                if entries is _NEVER:
+                    return Leave.STOP if stop.is_set() else Leave.FENCED
+                self._metrics.polled()
+                if not entries:
+                    leave = await self._at_end(keys)
+                    reading = self._read_after(lane, self._checkpoint)
+                else:
+                    self.idle = False
+                    # The next batch comes in while this one is folded.
+                    reading = self._read_after(lane, entries[-1].id)
+                    leave = await self._project(applier, entries)
+                if leave is not None:
+                    return leave
+                self.halted = ""
+        finally:
+            await _cancel(reading)
+
+    def _applier(self, keys: ViewKeys) -> Applier:
+        return Applier(
+            Folder(self._projection, keys, self.partition, self._worker_id),
+            self._redis,
+            self._metrics,
+            owner=self._worker_id,
+            epoch=self.epoch,
+            window_ms=self._window_ms,
+            checkpoint=self._checkpoint,
+            log_fields=self._fields,
+        )
+
+    async def _look(self) -> tuple[ViewKeys, ViewHead]:
+        """Where the view stands now; one that stands earlier than we brought it was lost with its server."""
+        project = self._projection
+        generation = await self._persist(
+            lambda: live_generation(self._redis, self._keys, project.topic.name, project.name)
+        )
+        keys = ViewKeys(self._stream, project.name, generation)
+        head = await self._persist(lambda: view_head(self._redis, keys))
+        if generation == self._generation and entry_order(head.checkpoint) < entry_order(self._checkpoint):
+            self._metrics.stream_lost()
+            log.error(
+                ROLLED_BACK,
+                extra={
+                    **self._fields,
+                    "was_at": self._checkpoint,
+                    "view_at": head.checkpoint,
+                    "action": "go on from there",
+                },
+            )
+        self._generation, self._checkpoint = generation, head.checkpoint
+        return keys, head
+
+    def _read_after(self, lane: Lane, after: str) -> asyncio.Task[list[RawEntry]]:
+        async def read() -> list[RawEntry]:
+            found = await self._persist(
+                lambda: read_entries(lane, self._stream.stream, after, self._count, self._settings.block_ms)
+            )
+            return [RawEntry(entry_id, fields) for entry_id, fields in found]
+
+        return asyncio.create_task(read())
+
+    async def _at_end(self, keys: ViewKeys) -> Leave | None:
+        """Nothing came: is that the end of the stream, or was the stream lost or rolled back?"""
+        last = await self._persist(lambda: last_entry_id(self._redis, self._stream.stream))
+        if entry_order(last) < entry_order(self._checkpoint):
+            return await self._behind(keys, last)
+        self.idle = True
+        return None
+
+    async def _behind(self, keys: ViewKeys, last: str) -> Leave:
+        """The stream ends before the view: with the view lost too, start over; else stand still."""
+        head = await self._persist(lambda: view_head(self._redis, keys))
+        if entry_order(head.checkpoint) < entry_order(self._checkpoint):
+            return Leave.RELOAD
+        self._metrics.stream_lost()
+        await self._persist(lambda: mark_halted(self._redis, keys))
+        self._halt(ROLLED_BACK, f"the view is at {self._checkpoint}, the stream ends at {last}: rebuild the view")
+        return Leave.HALTED
+
+    async def _project(self, applier: Applier, entries: Sequence[RawEntry]) -> Leave | None:
+        """Fold and commit entries that follow the checkpoint."""
+        size = sum(len(part) for entry in entries for part in entry.fields)
+        self._count = max(1, min(MAX_EVENTS, MAX_BYTES * len(entries) // max(size, 1)))
+        self._metrics.received("new", len(entries))
+        folder, topic, name = applier.folder, self._projection.topic.name, self._projection.name
+        prepared, stop = folder.prepare(entries)
+        if folder.meets_unknown:
+            folder.elsewhere = await self._persist(lambda: handled_types(self._redis, self._keys, topic, name))
+            prepared, stop = folder.prepare(entries)
+        result = await applier.apply(prepared)
+        self._checkpoint = applier.checkpoint
+        if isinstance(result, Stop):
+            self._metrics.handler_error(name, result.failure.error_type)
+            self._halt("projection_halted", f"entry {result.entry_id}: {result.failure.error}")
+            return Leave.HALTED
+        if result.verdict is Verdict.FENCED:
+            log.warning("projection_fenced", extra={**self._fields, "epoch": self.epoch})
+            self._metrics.lease_lost(1)
+            return Leave.FENCED
+        if result.verdict is Verdict.BEHIND:
+            return await self._behind(folder.keys, result.detail)
+        if stop is None:
+            return None
+        self._away_before = stop.entry_id
+        log.error(
+            "projection_needs_newer_worker",
+            extra={**self._fields, "entry": stop.entry_id, "error": stop.failure.error},
+        )
+        return Leave.AWAY
+
+    async def _renew(self) -> None:
+        """Hold the partition; `_lost` is set when it is ours no more or another generation went live."""
+        every_s, project = self._settings.lease_ms / 3000, self._projection
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                lease = await self._persist(
+                    lambda: renew(self._redis, self._owner_key, self._worker_id, self.epoch, self._settings.lease_ms)
+                )
+                generation = await self._persist(
+                    lambda: live_generation(self._redis, self._keys, project.topic.name, project.name)
+                )
+            except CLIENT_ERRORS as error:
+                log.warning("renewal_failed", extra={**self._fields, "error": str(error)})
+                continue
+            if not lease.ours or generation != (self._generation or generation):
+                self._lost.set()
+                return
+
+    async def _release(self) -> None:
+        epoch, self.epoch = self.epoch, 0
+        try:
+            await self._redis.persist(
+                lambda: release(self._redis, self._owner_key, self._worker_id, epoch), give_up_s=1.0
+            )
+        except (*CLIENT_ERRORS, RedisError) as error:
+            log.warning("release_failed", extra={**self._fields, "error": str(error)})
+
+    async def _stand_still(self, stop: asyncio.Event) -> None:
+        """Halted: keep the partition, so that no other worker goes on either, until stopped or fenced."""
+        self.idle = True
+        await self._first(asyncio.Event().wait(), stop, self._lost)
+
+    async def _may_return(self, stop: asyncio.Event) -> bool:
+        """Whether another worker has brought the view past what we cannot read."""
+        looked = await self._first(self._look(), stop)
+        if looked is _NEVER or entry_order(self._checkpoint) < entry_order(self._away_before):
+            return False
+        self._away_before = ""
+        return True
+
+    def _halt(self, event: str, why: str) -> None:
+        if self.halted != why:
+            log.error(event, extra={**self._fields, "error": why})
+        self.halted = why
+
+    async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
+        return await self._redis.persist(operation, give_up_s=None)
+
+    async def _first(self, work: Coroutine[Any, Any, T] | asyncio.Task[T], *events: asyncio.Event) -> Any:
+        """The result of `work`, or `_NEVER` when an event is set before; `work` is cancelled then."""
+        task = work if isinstance(work, asyncio.Task) else asyncio.create_task(work)
+        waits = [asyncio.create_task(event.wait()) for event in events]
+        try:
+            await asyncio.wait({task, *waits}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else _NEVER
+        finally:
+            for one in (task, *waits):
+                await _cancel(one)
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    """End a task whose result nobody wants any more, also one that has failed."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,53 @@
+"""Runs a projection: owns partitions, reads their entries in order, folds them and commits what changed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from streamlib.keys import Keys
+from streamlib.metrics.worker import GroupMetrics
+from streamlib.redisio.connection import RedisDoor
+from streamlib.settings import Settings
+from streamlib.worker.projected_partition import ProjectedPartition
+from streamlib.worker.projection import Projection
+
+
+class Projector:
+    """Projects every partition that no other worker owns, and stands by for the rest."""
+
+    def __init__(
+        self,
+        projection: Projection[Any],
+        redis: RedisDoor,
+        keys: Keys,
+        settings: Settings,
+        worker_id: str,
+        metrics: GroupMetrics,
+    ) -> None:
+        self.projection = projection
+        self.partitions = [
+            ProjectedPartition(projection, partition, redis, keys, settings, worker_id, metrics)
+            for partition in range(projection.topic.partitions)
+        ]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Project until `stop` is set; then finish the commit under way and release what is owned."""
+        async with asyncio.TaskGroup() as tasks:
+            for partition in self.partitions:
+                tasks.create_task(partition.run(stop))
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is left to project here: each partition is at its end, halted, or another worker's."""
+        return all(partition.idle for partition in self.partitions)
+
+    @property
+    def owned(self) -> frozenset[int]:
+        """The partitions that this projector owns."""
+        return frozenset(one.partition for one in self.partitions if one.epoch)
+
+    @property
+    def problems(self) -> dict[int, str]:
+        """Partition -> why it stands still. Empty is healthy."""
+        return {one.partition: one.halted for one in self.partitions if one.halted}

@@ -1,0 +1,190 @@
+"""A topic of accounts and its view, how tests publish to it, and a process that projects it: `python -m`."""
+
+import asyncio
+import signal
+import sys
+from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any
+
+import redis
+
+from streamlib.codec import NativeCodec
+from streamlib.event import Event, Registry
+from streamlib.keys import Keys
+from streamlib.message import Position
+from streamlib.metrics.worker import WorkerMetrics
+from streamlib.read_model import Exact, Ordered, Prefix, ReadModel
+from streamlib.redisio.connection import RedisDoor
+from streamlib.settings import IdempotencySettings, RedisSettings, Settings, WorkerSettings
+from streamlib.topic import TopicSpec
+from streamlib.worker.projection import OnError, Projection
+from streamlib.worker.projector import Projector
+
+TOPIC, VIEW = "accounts", "balances"
+
+
+class Opened(Event):
+    account: str
+    owner: str
+    limit: Decimal | None = None
+
+
+class Moved(Event):
+    account: str
+    amount: Decimal
+
+
+class Closed(Event):
+    account: str
+
+
+class Noted(Event):
+    account: str
+    text: str
+
+
+class Balance(ReadModel):
+    account: str
+    owner: str
+    balance: Decimal = Decimal(0)
+    limit: Decimal | None = None
+    moves: int = 0
+
+
+class Rig:
+    """The topic, its view, and what a test needs to publish to it and to project it here."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        partitions: int = 1,
+        on_error: OnError = "dead-letter",
+        lease_ms: int = 2_000,
+        **topic: Any,
+    ) -> None:
+        self.keys = Keys()
+        self.settings = Settings(
+            redis=RedisSettings(url=url, timeout_s=2.0, retry_s=5.0),
+            worker=WorkerSettings(lease_ms=lease_ms, reclaim_ms=100, block_ms=100),
+            idempotency=IdempotencySettings(window_s=600),
+        )
+        self.door = RedisDoor.open(self.settings.redis)
+        self.topic = TopicSpec(
+            name=TOPIC,
+            registry=Registry([Opened, Moved, Closed, Noted]),
+            key="account",
+            partitions=partitions,
+            **topic,
+        )
+        self.view = Projection(
+            VIEW,
+            self.topic,
+            Balance,
+            key="account",
+            indexes=INDEXES,
+            on_error=on_error,
+            keys=self.keys,
+            redis=lambda: self.door,
+        )
+        self.view.on(Opened)(opened)
+        self.view.on(Moved)(moved)
+        self.view.on(Closed)(lambda row, event: None)
+
+    def projector(self, worker: str = "w1") -> Projector:
+        metrics = WorkerMetrics().group(TOPIC, VIEW)
+        return Projector(self.view, self.door, self.keys, self.settings, worker, metrics)
+
+    def stream(self, partition: int = 0) -> str:
+        return self.keys.stream(TOPIC, partition, self.topic.partitions).stream
+
+    def publish(self, client: redis.Redis, event: Event, event_id: str | None = None) -> Position:
+        message = self.topic.message(event, event_id=event_id)
+        partition = self.topic.partition_of(message)
+        fields = self.topic.codec.write(message)
+        entry_id: Any = client.xadd(self.stream(partition), dict(zip(fields[::2], fields[1::2], strict=True)))
+        return Position(TOPIC, partition, entry_id.decode())
+
+    def recomputed(self, client: redis.Redis) -> dict[str, Balance]:
+        """The view as a fold over the whole stream, each event id once, without streamlib's projector."""
+        rows: dict[str, Balance] = {}
+        seen: set[bytes] = set()
+        codec = NativeCodec()
+        for partition in range(self.topic.partitions):
+            entries: Any = client.xrange(self.stream(partition))
+            for entry_id, fields in entries:
+                if fields[b"id"] in seen:
+                    continue
+                seen.add(fields[b"id"])
+                message = codec.read(entry_id.decode(), [part for pair in fields.items() for part in pair])
+                event: Any = codec.decode(message, self.topic.registry.find(message.type, message.version))
+                fold = self.view.folds.get(type(event))
+                if fold is not None:
+                    row = fold(rows.get(event.account), event)
+                    if row is None:
+                        rows.pop(event.account, None)
+                    else:
+                        rows[event.account] = row
+        return rows
+
+    async def stored(self, client: redis.Redis) -> dict[str, Balance]:
+        """The view's rows, found by looking at every key."""
+        row_ids = [
+            key.decode().rpartition(":row:")[2] for key in client.scan_iter(match=f"*:view:{VIEW}:1:row:*", count=1000)
+        ]
+        found = await self.view.get_many(row_ids)
+        return {row_id: row for row_id, row in zip(row_ids, found, strict=True) if row is not None}
+
+    @asynccontextmanager
+    async def running(self, *workers: str) -> AsyncIterator[list[Projector]]:
+        """Projectors of these workers in this loop, stopped at the end."""
+        stop = asyncio.Event()
+        projectors = [self.projector(worker) for worker in workers or ("w1",)]
+        tasks = [asyncio.create_task(projector.run(stop)) for projector in projectors]
+        try:
+            yield projectors
+        finally:
+            stop.set()
+            await asyncio.gather(*tasks)
+
+    async def close(self) -> None:
+        await self.door.close()
+
+
+INDEXES = (Exact("owner"), Ordered("balance"), Prefix("account"))
+
+
+def opened(row: Balance | None, event: Opened) -> Balance:
+    return Balance(account=event.account, owner=event.owner, limit=event.limit)
+
+
+def moved(row: Balance | None, event: Moved) -> Balance:
+    if row is None:
+        raise ValueError(f"no account {event.account}")
+    return Balance(
+        account=row.account,
+        owner=row.owner,
+        limit=row.limit,
+        balance=row.balance + event.amount,
+        moves=row.moves + 1,
+    )
+
+
+async def project(url: str, worker: str, lease_ms: int, partitions: int) -> None:
+    """Project in this process until SIGTERM; prints "owns" when it has taken every partition."""
+    rig = Rig(url, lease_ms=lease_ms, partitions=partitions)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    projector = rig.projector(worker)
+    running = asyncio.create_task(projector.run(stop))
+    while len(projector.owned) < partitions and not running.done():
+        await asyncio.sleep(0.01)
+    print("owns", flush=True)
+    await running
+    await rig.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(project(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
