@@ -35,9 +35,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _TOP = ("ts", "level", "event", "logger", "exception")
 
 
-def setup_logging(
-    settings: LogSettings, *, secrets: Iterable[str] = (), stream: TextIO | None = None
-) -> None:
+def setup_logging(settings: LogSettings, *, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
     """Send all logging to `stream` (stderr) in the chosen format; replaces what was set up before.
 
     Texts in `secrets` never come out, wherever they stand; `secrets_of(url)` has those of an address.
@@ -94,6 +92,20 @@ class _Formatter(logging.Formatter):
             fields |= {str(name): value for name, value in inner.items()}
         return {name: HIDDEN if _SECRET_NAME.search(name) else value for name, value in fields.items()}
 
+    def _plain(self, value: object) -> Any:
+        if value is None or isinstance(value, bool | int):
+            return value
+        if isinstance(value, float):
+            return value if value == value and abs(value) != float("inf") else str(value)
+        if isinstance(value, Mapping):
+            return {
+                str(name): HIDDEN if _SECRET_NAME.search(str(name)) else self._plain(inner)
+                for name, inner in value.items()
+            }
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._plain(inner) for inner in value]
+        return neutralise(self._text(value), keep_lines=True)
+
     def _traceback(self, info: _EXC_INFO | None) -> str:
         if not info or info[1] is None:
             return ""
@@ -112,14 +124,14 @@ class ConsoleFormatter(_Formatter):
         lines = [" ".join(parts)]
         # Indented, so that no line of a foreign text can pass for one of ours.
         lines += [
-            f"    {neutralise(line, keep_lines=True)}"
-            for line in self._traceback(record.exc_info).split("\n")
-            if line
+            f"    {neutralise(line, keep_lines=True)}" for line in self._traceback(record.exc_info).split("\n") if line
         ]
         return "\n".join(lines)
 
     def _shown(self, value: object) -> str:
-        text = neutralise(self._text(value))
+        plain = self._plain(value)
+        text = plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+        text = neutralise(text) if plain is not None else "None"
         return json.dumps(text, ensure_ascii=False) if not text or set(text) & set(' "=') else text
 
 
@@ -131,28 +143,14 @@ class JsonFormatter(_Formatter):
         line: dict[str, Any] = {
             "ts": f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z",
             "level": record.levelname.lower(),
-            "event": self._text(record.getMessage()),
+            "event": neutralise(self._text(record.getMessage())),
             "logger": record.name,
         }
         for name, value in self._fields(record).items():
             line[f"{name}_" if name in _TOP else name] = self._plain(value)
         if found := self._traceback(record.exc_info):
-            line["exception"] = found
-        return json.dumps(line)  # ASCII only: every control character of a text comes out as \\uXXXX
-
-    def _plain(self, value: object) -> Any:
-        if value is None or isinstance(value, bool | int):
-            return value
-        if isinstance(value, float):
-            return value if value == value and abs(value) != float("inf") else str(value)
-        if isinstance(value, Mapping):
-            return {
-                str(name): HIDDEN if _SECRET_NAME.search(str(name)) else self._plain(inner)
-                for name, inner in value.items()
-            }
-        if isinstance(value, list | tuple | set | frozenset):
-            return [self._plain(inner) for inner in value]
-        return neutralise(self._text(value), keep_lines=True)
+            line["exception"] = neutralise(found, keep_lines=True)
+        return json.dumps(line)
 
 
 def _written_out(found: re.Match[str]) -> str:

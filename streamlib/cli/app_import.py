@@ -60,9 +60,7 @@ def _no_module(name: str, missing: str) -> str:
     modules = [path.stem for path in parent.glob("*.py") if path.stem != "__init__"]
     modules += [path.parent.name for path in parent.glob("*/__init__.py")]
     near = difflib.get_close_matches(missing.rpartition(".")[2], modules, 1)
-    hint = (
-        f"did you mean {near[0]!r}?" if near else "start in the directory it lies in, or install its package"
-    )
+    hint = f"did you mean {near[0]!r}?" if near else "start in the directory it lies in, or install its package"
     of = "" if missing == name else f" (of {name!r})"
     return f"no module {missing!r}{of} in {here} or on the Python path; {hint}"
 

@@ -47,9 +47,7 @@ def demo(ctx: click.Context, redis_url: str | None, events: int | None, keep: bo
         note(f"still running; metrics: {result.metrics_url}; Enter or Ctrl-C ends it")
         sys.stdin.readline()
 
-    options = DemoOptions(
-        events=events, redis_url=redis_url or before.get("redis_url"), hold=hold if keep else None
-    )
+    options = DemoOptions(events=events, redis_url=redis_url or before.get("redis_url"), hold=hold if keep else None)
     # An app on a floor above: found by name, as `run` finds apps.
     run_demo: Any = import_module(_APP).run_demo
     try:
@@ -67,9 +65,7 @@ class _Screen:
 
     def __init__(self) -> None:
         console = Console(stderr=True)
-        self._live = (
-            Live(console=console, transient=True, refresh_per_second=8) if console.is_terminal else None
-        )
+        self._live = Live(console=console, transient=True, refresh_per_second=8) if console.is_terminal else None
         if self._live is not None:
             self._live.start()
 
@@ -104,9 +100,7 @@ def _show(result: DemoResult, as_json: bool) -> None:
     for board, rows in result.boards.items():
         click.echo(f"\n{board}")
         columns = list(rows[0]) if rows else []
-        print_table(
-            [name.replace("_", " ") for name in columns], [list(row.values()) for row in rows], empty="empty"
-        )
+        print_table([name.replace("_", " ") for name in columns], [list(row.values()) for row in rows], empty="empty")
     click.echo(f"{result.published:,} events published, handled: {_listed(result.groups)}")
     click.echo(f"{result.recovered:,} events of the killed worker were taken over by the other one")
     click.echo(f"{result.duplicates:,} effects came a second time and were refused by their idempotency key")

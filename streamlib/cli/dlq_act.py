@@ -34,9 +34,7 @@ def _act_options(function: F) -> F:
 
 @click.command("replay")
 @_act_options
-def replay(
-    given: Given, ids: tuple[str, ...], filters: Filters, dry_run: bool, yes: bool, as_json: bool
-) -> None:
+def replay(given: Given, ids: tuple[str, ...], filters: Filters, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Run dead letters again: those of the IDs, or those that the filters find.
 
     Each goes back to the group that gave it up, with all its attempts ahead of it, and leaves the dead
@@ -69,9 +67,7 @@ def replay(
 
 @click.command("purge")
 @_act_options
-def purge(
-    given: Given, ids: tuple[str, ...], filters: Filters, dry_run: bool, yes: bool, as_json: bool
-) -> None:
+def purge(given: Given, ids: tuple[str, ...], filters: Filters, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete dead letters for good: those of the IDs, or those that the filters find.
 
     Without ids and filters all are meant.
@@ -135,9 +131,7 @@ async def _purge(settings: Settings, ids: tuple[str, ...], filters: Filters, at_
     return purged
 
 
-async def _batches(
-    letters: DeadLetters, ids: tuple[str, ...], filters: Filters
-) -> AsyncIterator[list[Found]]:
+async def _batches(letters: DeadLetters, ids: tuple[str, ...], filters: Filters) -> AsyncIterator[list[Found]]:
     """The dead letters of the ids, or else of the filters."""
     if ids:
         yield [await letters.get(one) for one in dict.fromkeys(ids)]

@@ -65,9 +65,7 @@ class Tally:
 @click.option("--strict", is_flag=True, help="Stop at the first line that fails.")
 @json_option
 @shared_options
-def command(
-    given: Given, app_path: str, topic_name: str, file: BinaryIO, strict: bool, as_json: bool
-) -> None:
+def command(given: Given, app_path: str, topic_name: str, file: BinaryIO, strict: bool, as_json: bool) -> None:
     """Publish the events in FILE (or standard input, -) into TOPIC of APP, given as module:attribute.
 
     Each line is {"type": ..., "data": {...}} with, if wanted, "id", "key" and "version". A line that fails is

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -23,7 +22,6 @@ from streamlib.errors import ConfigError
 from streamlib.metrics.exposition import render
 from streamlib.metrics.http import ProbeServer
 from streamlib.metrics.slots import SlotChannel
-from streamlib.metrics.worker import WorkerMetrics
 from streamlib.settings import Settings
 from streamlib.worker.runner import Worker
 from streamlib.worker.supervisor import Supervisor
@@ -36,9 +34,7 @@ _log = logging.getLogger("streamlib.run")
 @click.option("--group", "-g", "groups", multiple=True, help="Only this group or projection; repeatable.")
 @click.option("-c", "--concurrency", type=int, help="Events in flight at once, per process.")
 @click.option("-p", "--processes", type=int, help="Processes; 0 is one for each CPU.")
-@click.option(
-    "--http", metavar="HOST:PORT", help="Serve /metrics, /livez and /readyz there; port 0 picks one."
-)
+@click.option("--http", metavar="HOST:PORT", help="Serve /metrics, /livez and /readyz there; port 0 picks one.")
 @click.option("--no-http", is_flag=True, help="Serve nothing.")
 @click.option("--burst", is_flag=True, help="End when nothing is left to do.")
 @click.option("--reload", is_flag=True, help="Start again when a .py file here changes; for development.")
@@ -90,9 +86,7 @@ def _reloading(settings: Settings) -> int:
 
 def _supervising(settings: Settings) -> int:
     worker = settings.worker
-    supervisor = Supervisor(
-        _again(sys.argv[1:]), worker.processes, http=worker.http or None, drain_s=worker.drain_s
-    )
+    supervisor = Supervisor(_again(sys.argv[1:]), worker.processes, http=worker.http or None, drain_s=worker.drain_s)
     return supervisor.run()
 
 
@@ -112,12 +106,12 @@ def _check_groups(app: App, app_path: str, groups: tuple[str, ...]) -> None:
 class _Probes:
     """What the HTTP endpoint, or the supervisor, asks this process."""
 
-    def __init__(self) -> None:
-        self.metrics = WorkerMetrics()
+    def __init__(self, app: App) -> None:
+        self._app = app
         self.worker: Worker | None = None
 
     def render(self, accept: str) -> tuple[str, bytes]:
-        return render(self.metrics.registry, accept)
+        return render(self._app.metrics.registry, accept)
 
     def live(self) -> tuple[bool, str]:
         return self.worker.live() if self.worker else (True, "starting")
@@ -130,11 +124,9 @@ class _Probes:
             self.worker.cancel_handlers()
 
 
-def _work(
-    app: App, settings: Settings, groups: tuple[str, ...], channel: SlotChannel | None, *, burst: bool
-) -> int:
+def _work(app: App, settings: Settings, groups: tuple[str, ...], channel: SlotChannel | None, *, burst: bool) -> int:
     """One worker process from start to end; its exit code."""
-    probes = _Probes()
+    probes = _Probes(app)
     server = None
     if channel is not None:
         channel.serve(probes.render, probes.live, probes.ready)
@@ -155,7 +147,7 @@ async def _serve(app: App, groups: tuple[str, ...], probes: _Probes, *, burst: b
         if not await _opened(app, stop):
             return 0
         try:
-            worker = probes.worker = app.worker(groups=groups or None, metrics=probes.metrics)
+            worker = probes.worker = app.worker(groups or None)
             return await worker.run(stop, burst=burst)
         finally:
             await app.close()
@@ -176,9 +168,10 @@ async def _opened(app: App, stop: asyncio.Event) -> bool:
         stopping.cancel()
 
 
-def _loop_factory() -> Any:
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
     except ImportError:
         return None
-    return uvloop.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

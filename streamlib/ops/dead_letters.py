@@ -193,9 +193,7 @@ class DeadLetters:
         """Delete dead letters; how many were still there."""
         deleted = 0
         for place, some in groupby(found, key=lambda one: one.place):
-            deleted += await stored.delete(
-                self._redis, place.keys, place.group, [one.dead_id for one in some]
-            )
+            deleted += await stored.delete(self._redis, place.keys, place.group, [one.dead_id for one in some])
         return deleted
 
     async def places(self, topic: str | None = None, group: str | None = None) -> list[Place]:
@@ -217,9 +215,7 @@ class DeadLetters:
             for partition in range(known[name])
         ]
 
-    async def _scan(
-        self, place: Place, filters: Filters, *, newest_first: bool = False
-    ) -> AsyncIterator[Found]:
+    async def _scan(self, place: Place, filters: Filters, *, newest_first: bool = False) -> AsyncIterator[Found]:
         entries = stored.scan(
             self._redis,
             place.keys,
