@@ -76,8 +76,7 @@ class DurableLane:
         if self.durability == "fsync":
             return f"it was not fsynced within {self.timeout_ms} ms; look at the disk and at appendfsync"
         return (
-            f"{confirmed} of {self._wanted} replicas confirmed it within {self.timeout_ms} ms; "
-            "look at INFO replication"
+            f"{confirmed} of {self._wanted} replicas confirmed it within {self.timeout_ms} ms; look at INFO replication"
         )
 
     async def close(self) -> None:

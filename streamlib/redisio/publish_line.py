@@ -172,13 +172,10 @@ class Line:
                 return [_copy(found) for _ in batch]
             attempt.missing = f"the server could not be asked ({error})"
         if attempt.words is None:
-            overtaken = (
-                f"{self._keys.stream}: batch {self._sequence} was overtaken by a later one; it may be stored"
-            )
+            overtaken = f"{self._keys.stream}: batch {self._sequence} was overtaken by a later one; it may be stored"
             return [PublishError(overtaken) for _ in batch]
         return [
-            self._outcome(waiting, word, attempt.missing)
-            for waiting, word in zip(batch, attempt.words, strict=True)
+            self._outcome(waiting, word, attempt.missing) for waiting, word in zip(batch, attempt.words, strict=True)
         ]
 
     def _script_input(self, batch: list[Waiting]) -> tuple[list[str], list[Arg]]:

@@ -93,9 +93,7 @@ async def declare_types(redis: RedisDoor, keys: Keys, topic: str, group: str, ty
         await redis.execute("HSET", keys.group(topic, group), *declared)
 
 
-async def live_types(
-    redis: Executes, keys: Keys, topic: str, group: str, within_s: float = math.inf
-) -> frozenset[str]:
+async def live_types(redis: Executes, keys: Keys, topic: str, group: str, within_s: float = math.inf) -> frozenset[str]:
     """The event types that some worker of the group said to handle within the last `within_s` seconds."""
     server_s = int((await redis.execute("TIME"))[0])
     flat: list[bytes] = await redis.execute("HGETALL", keys.group(topic, group))

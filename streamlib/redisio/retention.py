@@ -55,9 +55,7 @@ class TrimResult(Struct, frozen=True):
         return frozenset(part.blocked_by for part in self.partitions if part.blocked_by)
 
 
-async def trim_once(
-    redis: RedisDoor, keys: Keys, topic: TopicSpec, retention: RetentionSettings
-) -> TrimResult:
+async def trim_once(redis: RedisDoor, keys: Keys, topic: TopicSpec, retention: RetentionSettings) -> TrimResult:
     """Trim every partition of the topic, remember where its groups are, forget idle producers.
 
     An entry goes when it is older than `max_age_s` or beyond the newest `max_len`, and every declared or
