@@ -13,7 +13,6 @@ from typing import Any
 
 from streamlib.codec import Fields
 from streamlib.errors import PublishError, Reject, RetryLater, StreamlibError
-from streamlib.event import Event
 from streamlib.message import Message
 from streamlib.redisio.dead_letter import Failure, Reason
 from streamlib.redisio.publisher import Publisher
@@ -64,7 +63,7 @@ class Executor:
         try:
             await self._call(work.handler, arguments)
             emitted = await self._emit(context)
-        except BaseException as error:  # every ending of user code becomes an outcome
+        except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
             if _is_cancelled(error):
                 return self._cancelled(work)
             return self._failed(work, error, time.perf_counter() - started)
@@ -79,7 +78,7 @@ class Executor:
         started = time.perf_counter()
         try:
             await self._call(handler, (events, batch) if handler.takes_context else (events,))
-        except BaseException as error:  # every ending of user code becomes an outcome
+        except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
             if _is_cancelled(error):
                 return [self._cancelled(work) for work in works]
             if len(works) == 1:
@@ -185,10 +184,8 @@ class Executor:
         if last or work.handler.rerun == "never":
             reason: Reason = "max_attempts" if last else "outcome_unknown"
             return self._bury(work, Failure.of(reason, error), seconds)
-        if isinstance(error, RetryLater):
-            delay_ms = int(error.delay * 1000)
-        else:
-            delay_ms = policy.delay_ms(attempts, self._rng)
+        asked_s = error.delay if isinstance(error, RetryLater) else None
+        delay_ms = policy.delay_ms(attempts, self._rng) if asked_s is None else int(asked_s * 1000)
         settlement = retry(work.delivery, delay_ms=delay_ms, attempts=attempts, now_ms=int(time.time() * 1000))
         failure = Failure.of("max_attempts", error)
         logger.info(
@@ -241,5 +238,5 @@ def _guarded(function: Function, arguments: tuple[Any, ...]) -> tuple[Any, BaseE
     """Runs in the thread. The error travels as a value: futures cannot carry every exception (StopIteration)."""
     try:
         return function(*arguments), None
-    except BaseException as error:  # every ending of user code becomes an outcome
+    except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
         return None, error

@@ -1,0 +1,132 @@
+"""A bench for chaos tests: workers as real processes, a publisher, and the oracle over everything they left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import redis
+
+from streamlib.blocking import BlockingApp
+from streamlib.message import Position
+from streamlib.settings import load_settings
+from tests.chaos.job_app import Account, Job, Sum, accounts, app, jobs, sums
+from tests.helpers.oracle import assert_no_stray_keys, assert_nothing_lost, ledger
+from tests.helpers.servers import RedisProc
+from tests.helpers.waiting import wait_until
+from tests.helpers.workers import WorkerProc
+
+LEASE_MS = 1_000
+ACCOUNTS = [f"acc-{n}" for n in range(10)]
+Acts = dict[int, str]
+
+
+class Bench:
+    """One server, the app's publisher, and any number of workers."""
+
+    def __init__(self, server: RedisProc, tmp_path: Path, app_: BlockingApp, client: redis.Redis) -> None:  # type: ignore[type-arg]
+        self.server = server
+        self.app = app_
+        self.client = client
+        self._tmp_path = tmp_path
+        self._published: dict[str, Job] = {}
+
+    def worker(self, *args: str, work_s: float = 0.0, **env: str) -> WorkerProc:
+        environ = {
+            "STREAMLIB_WORKER_LEASE_MS": str(LEASE_MS),
+            "STREAMLIB_WORKER_BLOCK_MS": "100",
+            "STREAMLIB_REDIS_TIMEOUT_S": "2",
+            "JOB_EFFECTS_URL": self.server.url,
+            "JOB_WORK_S": str(work_s),
+            **env,
+        }
+        return WorkerProc("tests.chaos.job_app:app", self.server.url, *args, cwd=self._tmp_path, env=environ)
+
+    def publish(self, count: int, acts: Acts | None = None) -> list[str]:
+        """Publish jobs numbered from 0 (or on); their event ids, confirmed."""
+        start = len(self._published)
+        events = [
+            Job(n=n, account=ACCOUNTS[n % len(ACCOUNTS)], act=(acts or {}).get(n, "work"))
+            for n in range(start, start + count)
+        ]
+        answers = self.app.publish_many(jobs, events)
+        assert all(isinstance(answer, Position) for answer in answers), answers
+        return self.book(events, [answer.entry_id for answer in answers if isinstance(answer, Position)])
+
+    def book(self, events: Sequence[Job], entry_ids: Sequence[str]) -> list[str]:
+        """Put confirmed jobs on the books; their event ids."""
+        stored = {entry.decode(): fields[b"id"].decode() for entry, fields in self.client.xrange("jobs")}
+        ids = [stored[entry_id] for entry_id in entry_ids]
+        self._published |= dict(zip(ids, events, strict=True))
+        return ids
+
+    def forget(self) -> None:
+        """Everything published so far is gone from Redis: nobody expects it any more."""
+        self._published.clear()
+
+    def runs(self) -> Counter[int]:
+        """How often the outside effect of each job happened."""
+        return Counter(int(line.split()[0]) for line in self.client.lrange("effect:runs", 0, -1))
+
+    def attempts(self) -> set[int]:
+        return {int(line.split()[1]) for line in self.client.lrange("effect:runs", 0, -1)}
+
+    def idempotency_keys(self) -> dict[int, set[bytes]]:
+        keys: dict[int, set[bytes]] = {}
+        for line in self.client.lrange("effect:runs", 0, -1):
+            n, _, key = line.split(b" ", 2)
+            keys.setdefault(int(n), set()).add(key)
+        return keys
+
+    def wait_until_done(self, timeout: float = 90.0) -> None:
+        """Until no event of any group is under way any more."""
+
+        def nothing_left() -> bool:
+            ids = list(self._published)
+            settled = ledger(self.client, "jobs", "effects", ids).settled
+            views = self._checkpointed("jobs", "accounts") and self._checkpointed("results", "sums")
+            return settled and views
+
+        wait_until(nothing_left, timeout, every=0.1, what="every group is done")
+
+    def _checkpointed(self, stream: str, group: str) -> bool:
+        if not self.client.exists(stream):
+            return True
+        info = self.client.xinfo_stream(stream)
+        groups = {found["name"]: found for found in self.client.xinfo_groups(stream)}
+        return bool(groups[group.encode()]["last-delivered-id"] == info["last-generated-id"])
+
+    def check(self, dead: Sequence[int] = ()) -> None:
+        """The oracle: nothing lost, effects inside Redis exact, outside effects repeated only under one key."""
+        assert_nothing_lost(self.client, "jobs", "effects", list(self._published))
+        done = {event.n: event for event in self._published.values() if event.n not in dead}
+        assert set(self.runs()) == set(done)
+        assert all(len(keys) == 1 for keys in self.idempotency_keys().values())
+        echoed = Counter(
+            fields[b"data"] for _, fields in self.client.xrange("jobs") if fields[b"type"] == b"Echoed"
+        )
+        assert len(echoed) == len(done)
+        assert set(echoed.values()) == {1}, "an event emitted with the ack stands in the stream once"
+        self._check_views(list(done.values()))
+        assert_no_stray_keys(self.client, ["effect:*"])
+
+    def _check_views(self, done: Sequence[Job]) -> None:
+        every, per_account = list(self._published.values()), Counter(event.account for event in done)
+        for name in ACCOUNTS:
+            mine = [event for event in every if event.account == name]
+            row = self.app.call(accounts.get(name))
+            assert row == Account(
+                account=name, jobs=len(mine), echoes=per_account[name], total=sum(event.n for event in mine)
+            )
+            assert self.app.call(sums.get(name)) == Sum(account=name, results=per_account[name])
+
+
+@pytest.fixture
+def bench(own_server: Callable[..., RedisProc], tmp_path: Path) -> Iterator[Bench]:
+    server = own_server(aof=True)
+    flags = {"redis.url": server.url, "worker.lease_ms": LEASE_MS, "redis.timeout_s": 2.0}
+    app.configure(load_settings(flags, environ={}))
+    with server.client() as client, app.blocking() as opened:
+        yield Bench(server, tmp_path, opened, client)
