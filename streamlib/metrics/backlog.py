@@ -37,9 +37,7 @@ class BacklogGauges(Collector):
         with self._lock:
             self._age()
             for topic in topics:
-                self._topics[topic.topic] = _Seen(
-                    topic.length, {group.group: group for group in topic.groups}
-                )
+                self._topics[topic.topic] = _Seen(topic.length, {group.group: group for group in topic.groups})
 
     def missed(self) -> None:
         """An inspection was due and failed."""

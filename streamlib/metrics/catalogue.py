@@ -48,9 +48,7 @@ METRICS: tuple[Metric, ...] = (
         "Deliveries by how they ended; each ends once.",
         (*_GROUP, "handler", "outcome"),
     ),
-    Metric(
-        "handler_errors", "counter", "Exceptions that left a handler, by class.", ("handler", "error_type")
-    ),
+    Metric("handler_errors", "counter", "Exceptions that left a handler, by class.", ("handler", "error_type")),
     Metric("dead_letters", "counter", "Events given up.", (*_GROUP, "handler", "reason")),
     Metric("retries_scheduled", "counter", "Events that will run again later.", _GROUP),
     Metric("duplicates_suppressed", "counter", "Copies acknowledged without a run.", _GROUP),
@@ -59,18 +57,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("ack_errors", "counter", "Settlements that Redis did not take.", _GROUP),
     Metric("redis_errors", "counter", "Redis commands that failed, by kind.", ("kind",)),
     Metric("published_events", "counter", "Events published by this process.", ("topic", "outcome")),
-    Metric(
-        "handler_duration_seconds", "histogram", "Run time of handlers.", ("topic", "handler"), _HANDLER_S
-    ),
-    Metric(
-        "queue_wait_seconds", "histogram", "From stored to started, first delivery only.", _GROUP, _WAIT_S
-    ),
+    Metric("handler_duration_seconds", "histogram", "Run time of handlers.", ("topic", "handler"), _HANDLER_S),
+    Metric("queue_wait_seconds", "histogram", "From stored to started, first delivery only.", _GROUP, _WAIT_S),
     Metric("end_to_end_latency_seconds", "histogram", "From stored to acknowledged.", _GROUP, _WAIT_S),
     Metric("delivery_attempts", "histogram", "Runs an event took to its final outcome.", _GROUP, _ATTEMPTS),
     Metric("event_size_bytes", "histogram", "Encoded size of events.", ("topic",), _BYTES),
-    Metric(
-        "publish_duration_seconds", "histogram", "Time until a publish is confirmed.", ("topic",), _COMMAND_S
-    ),
+    Metric("publish_duration_seconds", "histogram", "Time until a publish is confirmed.", ("topic",), _COMMAND_S),
     Metric(
         "redis_command_duration_seconds",
         "histogram",
@@ -91,18 +83,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("group_retrying", "backlog", "Events waiting for, or in, another run.", _GROUP),
     Metric("group_dead", "backlog", "Dead letters.", _GROUP),
     Metric("group_consumers", "backlog", "Consumers known to Redis.", _GROUP),
-    Metric(
-        "group_oldest_pending_age_seconds", "backlog", "Age of the oldest pending entry, 0 without.", _GROUP
-    ),
+    Metric("group_oldest_pending_age_seconds", "backlog", "Age of the oldest pending entry, 0 without.", _GROUP),
     Metric(
         "group_oldest_undelivered_age_seconds",
         "backlog",
         "Age of the oldest entry not yet delivered, 0 without.",
         _GROUP,
     ),
-    Metric(
-        "group_backlog", "backlog", "lag + pending + retrying; at least so many if lag is unknown.", _GROUP
-    ),
+    Metric("group_backlog", "backlog", "lag + pending + retrying; at least so many if lag is unknown.", _GROUP),
 )
 
 METRIC_NAMES: frozenset[str] = frozenset(metric.exposed for metric in METRICS)

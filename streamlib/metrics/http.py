@@ -45,9 +45,7 @@ class ProbeServer:
                 f"cannot serve metrics on {self._host}:{self._port}: {error.strerror or error}; "
                 "choose another --http HOST:PORT, a free port with --http 127.0.0.1:0, or --no-http"
             ) from error
-        threading.Thread(
-            target=server.serve_forever, args=(_POLL_S,), name="streamlib-http", daemon=True
-        ).start()
+        threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="streamlib-http", daemon=True).start()
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{server.server_address[1]}"
 

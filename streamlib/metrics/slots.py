@@ -78,17 +78,13 @@ class SlotChannel:
         try:
             connection = socket.socket(fileno=int(fd))
         except OSError as error:
-            raise ConfigError(
-                f"{ENV}={value!r}: {error}; it is set by the supervisor of `run -p`, unset it"
-            ) from error
+            raise ConfigError(f"{ENV}={value!r}: {error}; it is set by the supervisor of `run -p`, unset it") from error
         connection.set_inheritable(False)
         return cls(int(slot), connection)
 
     def serve(self, render: Render, live: Probe, ready: Probe) -> None:
         """Answer from a daemon thread. When the parent dies, this process gets a SIGTERM: it drains."""
-        threading.Thread(
-            target=self._serve, args=(render, live, ready), name="streamlib-slot", daemon=True
-        ).start()
+        threading.Thread(target=self._serve, args=(render, live, ready), name="streamlib-slot", daemon=True).start()
 
     def _serve(self, render: Render, live: Probe, ready: Probe) -> None:
         try:

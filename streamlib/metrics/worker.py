@@ -102,9 +102,7 @@ class WorkerMetrics:
         self._made.counters["redis_errors"].labels(self._error_kinds(kind)).inc()
 
     def redis_command(self, command: str, seconds: float) -> None:
-        self._made.histograms["redis_command_duration_seconds"].labels(self._commands(command)).observe(
-            seconds
-        )
+        self._made.histograms["redis_command_duration_seconds"].labels(self._commands(command)).observe(seconds)
 
     def loop_lag(self, seconds: float) -> None:
         self._made.histograms["event_loop_lag_seconds"].observe(seconds)

@@ -93,9 +93,7 @@ async def inspect(
     """
     known = await topics(redis, keys)
     if topic is not None and topic not in known:
-        raise NotFound(
-            f"topic {topic!r} is not declared here; declared: {', '.join(sorted(known)) or 'none'}"
-        )
+        raise NotFound(f"topic {topic!r} is not declared here; declared: {', '.join(sorted(known)) or 'none'}")
     wanted = sorted(known) if topic is None else [topic]
     return [await _topic(redis, keys, name, known[name], count_bound) for name in wanted]
 
@@ -156,16 +154,14 @@ class _Partition:
         return share
 
     async def _position(self, stream: _Stream, group: str, row: dict[str, Any] | None) -> Id:
-        """Last delivered id. A lost group will be made again where retention remembers it, or at the start."""
+        """Last delivered id. A lost group will go on where retention remembers it, or at the start."""
         if row is not None:
             return _id(row["last-delivered-id"])
         remembered = await remembered_position(self._redis, self._keys, self._topic, group, self._number)
         position = _id((remembered or "0").encode())
         return position if position <= stream.last else (0, 0)
 
-    async def _undelivered(
-        self, share: _Share, stream: _Stream, position: Id, row: dict[str, Any] | None
-    ) -> None:
+    async def _undelivered(self, share: _Share, stream: _Stream, position: Id, row: dict[str, Any] | None) -> None:
         share.oldest_undelivered = await _first_after(self._redis, self._names.stream, position)
         if share.oldest_undelivered is None:
             return
@@ -173,13 +169,12 @@ class _Partition:
             share.lag = stream.length
             return
         told: int | None = row["lag"] if row is not None else None
-        # Once an entry ahead of the group was deleted, servers differ in what they still count.
-        if told is not None and stream.max_deleted <= position and 1 <= told <= stream.length:
+        # Redis 7.0 tells the lag wrongly, for ever, of a group that once read past a deleted entry. (So it does
+        # after a trim by hand of what a group had not read; that leaves no trace to see here.)
+        if told is not None and stream.max_deleted == (0, 0) and 1 <= told <= stream.length:
             share.lag = told
             return
-        share.lag, share.lag_exact = await _count_after(
-            self._redis, self._names.stream, position, self._count_bound
-        )
+        share.lag, share.lag_exact = await _count_after(self._redis, self._names.stream, position, self._count_bound)
 
     async def _again(self, share: _Share, group: str) -> None:
         """Scheduled retries, and the stream of due ones: an ack there deletes, its length is what is open."""
@@ -242,9 +237,7 @@ def _sum_up(group: str, kind: str, shares: Sequence[_Share], now_ms: int) -> Gro
     lag = sum(share.lag for share in shares)
     pending = sum(share.pending for share in shares)
     retrying = sum(share.retrying for share in shares)
-    oldest_pending_s = _age_s(
-        now_ms, [id for s in shares for id in (s.oldest_pending, s.oldest_pending_again)]
-    )
+    oldest_pending_s = _age_s(now_ms, [id for s in shares for id in (s.oldest_pending, s.oldest_pending_again)])
     oldest_undelivered_s = _age_s(
         now_ms, [id for s in shares for id in (s.oldest_undelivered, s.oldest_undelivered_again)]
     )

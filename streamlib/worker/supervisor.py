@@ -26,7 +26,7 @@ LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0
 """A process that lived so long was well: its next restart is quick again."""
 PROBE_S = 2.0
-SCRAPE_S = 5.0
+SCRAPE_S = 3.0
 GRACE_S = 10.0
 LAST_GRACE_S = 3.0
 _LONGEST_WAIT_S = 1.0
@@ -133,9 +133,7 @@ class Supervisor:
             self._stop()
         else:
             pause_s = child.restart_later()
-            _log.warning(
-                "process_ended", extra={"slot": child.slot, "exit_code": code, "restart_in_s": pause_s}
-            )
+            _log.warning("process_ended", extra={"slot": child.slot, "exit_code": code, "restart_in_s": pause_s})
 
     def _exit_code(self, code: int) -> int:
         """As a shell tells it; dying of the first TERM means that it was still loading and held nothing."""
@@ -169,9 +167,7 @@ class Supervisor:
             for link in links
             if link.answered and answers[link.slot] is None and not link.closed_within(PROBE_S)
         ]
-        wrong += [
-            f"slot {slot}: {told.live_text}" for slot, told in answers.items() if told and not told.live
-        ]
+        wrong += [f"slot {slot}: {told.live_text}" for slot, told in answers.items() if told and not told.live]
         return not wrong, "; ".join(wrong) or "alive"
 
     def _ready(self) -> tuple[bool, str]:
@@ -225,9 +221,7 @@ class _Child:
             return
         link.started()
         self.link = link
-        _log.info(
-            "process_started", extra={"slot": self.slot, "pid": self._process.pid, "starts": self.starts}
-        )
+        _log.info("process_started", extra={"slot": self.slot, "pid": self._process.pid, "starts": self.starts})
 
     def restart_later(self) -> float:
         """Set when to start again; the pause until then."""
@@ -272,9 +266,7 @@ def _signals_into(woken: queue.SimpleQueue[int]) -> Iterator[None]:
     def put(signum: int, frame: FrameType | None) -> None:
         woken.put(signum)
 
-    before = {
-        signum: signal.signal(signum, put) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-    }
+    before = {signum: signal.signal(signum, put) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)}
     try:
         yield
     finally:
