@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
@@ -14,18 +15,23 @@ from streamlib.metrics.catalogue import METRICS, PREFIX
 from streamlib.ops.inspect import GroupInfo, TopicInfo
 
 MAX_MISSED = 3
+MAX_AGE_S = 30.0
 
 
 class _Seen(Struct):
-    """A topic as last seen, and how many updates have passed since."""
+    """A topic as last seen, when, and how many updates have passed since."""
 
     length: int
     groups: dict[str, GroupInfo]
+    at_s: float
     missed: int = 0
 
 
 class BacklogGauges(Collector):
-    """Serves the latest inspection. A topic that three updates in a row did not confirm is dropped."""
+    """Serves the latest inspection. Old numbers look like fresh ones, so what nobody confirms goes away.
+
+    A topic is dropped when three updates in a row lack it, or when none arrived for half a minute.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._lock = threading.Lock()
@@ -35,28 +41,24 @@ class BacklogGauges(Collector):
     def update(self, topics: Sequence[TopicInfo]) -> None:
         """Take over a new inspection; a group missing in its topic is gone at once."""
         with self._lock:
-            self._age()
+            for name, seen in list(self._topics.items()):
+                seen.missed += 1
+                if seen.missed >= MAX_MISSED:
+                    del self._topics[name]
+            now_s = time.monotonic()
             for topic in topics:
-                self._topics[topic.topic] = _Seen(topic.length, {group.group: group for group in topic.groups})
-
-    def missed(self) -> None:
-        """An inspection was due and failed."""
-        with self._lock:
-            self._age()
-
-    def _age(self) -> None:
-        for name, seen in list(self._topics.items()):
-            seen.missed += 1
-            if seen.missed >= MAX_MISSED:
-                del self._topics[name]
+                groups = {group.group: group for group in topic.groups}
+                self._topics[topic.topic] = _Seen(topic.length, groups, now_s)
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return self._families().values()
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         families = self._families()
+        oldest_s = time.monotonic() - MAX_AGE_S
         with self._lock:
-            for topic, seen in self._topics.items():
+            fresh = {topic: seen for topic, seen in self._topics.items() if seen.at_s >= oldest_s}
+            for topic, seen in fresh.items():
                 families["topic_length"].add_metric([topic], seen.length)
                 for name, group in seen.groups.items():
                     for metric, value in _values(group).items():

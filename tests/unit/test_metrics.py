@@ -9,6 +9,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from streamlib.metrics import backlog
 from streamlib.metrics.backlog import BacklogGauges
 from streamlib.metrics.catalogue import METRIC_NAMES, METRICS, OUTCOMES
 from streamlib.metrics.exposition import merge, render, render_nothing
@@ -254,17 +255,24 @@ def test_backlog_gauges_tell_the_latest_inspection() -> None:
     assert ("streamlib_group_dead", frozenset({("topic", "t"), ("group", "b")})) not in found
 
 
-def test_stale_backlog_series_go_after_three_misses() -> None:
+def test_a_topic_that_three_updates_lack_is_dropped() -> None:
     registry = CollectorRegistry()
     gauges = BacklogGauges(registry)
     gauges.update([topic_info("old", group_info()), topic_info("kept", group_info())])
     for _ in range(2):
         gauges.update([topic_info("kept", group_info())])
     assert value(backlog_samples(registry), "streamlib_topic_length", topic="old") == 10
-    gauges.missed()
+    gauges.update([topic_info("kept", group_info())])
     found = backlog_samples(registry)
     assert ("streamlib_topic_length", frozenset({("topic", "old")})) not in found
     assert value(found, "streamlib_topic_length", topic="kept") == 10
-    gauges.missed()
-    gauges.missed()
+
+
+def test_nothing_stale_is_served_when_updates_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis is down: the last numbers must not look like those of now."""
+    registry = CollectorRegistry()
+    gauges = BacklogGauges(registry)
+    gauges.update([topic_info("t", group_info())])
+    assert backlog_samples(registry)
+    monkeypatch.setattr(backlog, "MAX_AGE_S", -1.0)
     assert backlog_samples(registry) == {}
