@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import msgspec
 from msgspec import Struct
 
 from streamlib.codec import Fields
 from streamlib.keys import Keys
-from streamlib.redisio.connection import CLIENT_ERRORS
 from streamlib.redisio.indexes import ViewKeys
 from streamlib.redisio.scripts import Executes
 
 ROLLED_BACK = "source_rolled_back"
 START = "0-0"
+FIRST = 1
 
 
 class ViewHead(Struct, frozen=True):
@@ -23,13 +22,13 @@ class ViewHead(Struct, frozen=True):
 
 
 async def live_generation(redis: Executes, keys: Keys, topic: str, view: str) -> int:
-    """The generation that readers see; whoever asks first makes it 1."""
-    field = f"{topic}:{view}"
-    found = await redis.execute("HGET", keys.views(), field)
-    if found is None:
-        await redis.execute("HSETNX", keys.views(), field, 1)
-        found = await redis.execute("HGET", keys.views(), field)
-    return int(found or 1)
+    """The generation that readers see."""
+    return int(await redis.execute("HGET", keys.views(), f"{topic}:{view}") or FIRST)
+
+
+async def declare_view(redis: Executes, keys: Keys, topic: str, view: str) -> None:
+    """Register the view; a generation that was chosen before stays. Safe to send twice."""
+    await redis.execute("HSETNX", keys.views(), f"{topic}:{view}", FIRST)
 
 
 async def view_head(redis: Executes, keys: ViewKeys) -> ViewHead:
@@ -40,25 +39,6 @@ async def view_head(redis: Executes, keys: ViewKeys) -> ViewHead:
 async def mark_halted(redis: Executes, keys: ViewKeys) -> None:
     """Keep every worker from going on with a view that contains events its stream has lost."""
     await redis.execute("HSET", keys.head, "halted", ROLLED_BACK)
-
-
-async def last_entry_id(redis: Executes, stream: str) -> str:
-    """The last id that the stream ever gave, "0-0" when there is no stream."""
-    try:
-        info = await redis.execute("XINFO", "STREAM", stream)
-    except CLIENT_ERRORS as error:
-        if "no such key" in str(error):
-            return START
-        raise
-    named = dict(zip(info[::2], info[1::2], strict=True))
-    last: bytes = named[b"last-generated-id"]
-    return last.decode()
-
-
-async def handled_types(redis: Executes, keys: Keys, topic: str, group: str) -> frozenset[str]:
-    """The types that any worker of the group has registered."""
-    raw = await redis.execute("HGET", keys.group(topic, group), "types")
-    return frozenset(msgspec.json.decode(raw, type=list[str])) if raw else frozenset()
 
 
 async def read_entries(redis: Executes, stream: str, after: str, count: int, block_ms: int) -> list[tuple[str, Fields]]:

@@ -16,11 +16,11 @@ from streamlib.redisio.commits import MAX_BYTES, MAX_EVENTS, Verdict
 from streamlib.redisio.connection import CLIENT_ERRORS, Lane, RedisDoor
 from streamlib.redisio.indexes import ViewKeys
 from streamlib.redisio.ownership import release, renew, take
+from streamlib.redisio.registry import last_id, live_types
 from streamlib.redisio.view_state import (
     ROLLED_BACK,
     ViewHead,
-    handled_types,
-    last_entry_id,
+    declare_view,
     live_generation,
     mark_halted,
     read_entries,
@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+TYPES_LIVE_S = 600.0
 _NEVER = object()
 
 
@@ -167,6 +168,7 @@ class ProjectedPartition:
     async def _look(self) -> tuple[ViewKeys, ViewHead]:
         """Where the view stands now; one that stands earlier than we brought it was lost with its server."""
         project = self._projection
+        await self._persist(lambda: declare_view(self._redis, self._keys, project.topic.name, project.name))
         generation = await self._persist(
             lambda: live_generation(self._redis, self._keys, project.topic.name, project.name)
         )
@@ -197,7 +199,7 @@ class ProjectedPartition:
 
     async def _at_end(self, keys: ViewKeys) -> Leave | None:
         """Nothing came: is that the end of the stream, or was the stream lost or rolled back?"""
-        last = await self._persist(lambda: last_entry_id(self._redis, self._stream.stream))
+        last = await self._persist(lambda: last_id(self._redis, self._stream.stream))
         if entry_order(last) < entry_order(self._checkpoint):
             return await self._behind(keys, last)
         self.idle = True
@@ -221,7 +223,9 @@ class ProjectedPartition:
         folder, topic, name = applier.folder, self._projection.topic.name, self._projection.name
         prepared, stop = folder.prepare(entries)
         if folder.meets_unknown:
-            folder.elsewhere = await self._persist(lambda: handled_types(self._redis, self._keys, topic, name))
+            folder.elsewhere = await self._persist(
+                lambda: live_types(self._redis, self._keys, topic, name, TYPES_LIVE_S)
+            )
             prepared, stop = folder.prepare(entries)
         result = await applier.apply(prepared)
         self._checkpoint = applier.checkpoint

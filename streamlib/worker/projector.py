@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from streamlib.keys import Keys
 from streamlib.metrics.worker import GroupMetrics
-from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
+from streamlib.redisio.registry import declare_types
 from streamlib.settings import Settings
-from streamlib.worker.projected_partition import ProjectedPartition
+from streamlib.worker.projected_partition import TYPES_LIVE_S, ProjectedPartition
 from streamlib.worker.projection import Projection
+
+log = logging.getLogger(__name__)
 
 
 class Projector:
@@ -26,6 +30,8 @@ class Projector:
         metrics: GroupMetrics,
     ) -> None:
         self.projection = projection
+        self._redis = redis
+        self._keys = keys
         self.partitions = [
             ProjectedPartition(projection, partition, redis, keys, settings, worker_id, metrics)
             for partition in range(projection.topic.partitions)
@@ -33,9 +39,29 @@ class Projector:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Project until `stop` is set; then finish the commit under way and release what is owned."""
-        async with asyncio.TaskGroup() as tasks:
-            for partition in self.partitions:
-                tasks.create_task(partition.run(stop))
+        saying = asyncio.create_task(self._say_types())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for partition in self.partitions:
+                    tasks.create_task(partition.run(stop))
+        finally:
+            saying.cancel()
+            await asyncio.wait({saying})
+
+    async def _say_types(self) -> None:
+        """Older workers leave a partition to us whose next event is of a type that only we know."""
+        projection = self.projection
+        while True:
+            try:
+                await self._redis.persist(
+                    lambda: declare_types(
+                        self._redis, self._keys, projection.topic.name, projection.name, projection.type_names
+                    ),
+                    give_up_s=None,
+                )
+            except CLIENT_ERRORS as error:
+                log.warning("types_not_declared", extra={"projection": projection.name, "error": str(error)})
+            await asyncio.sleep(TYPES_LIVE_S / 5)
 
     @property
     def idle(self) -> bool:

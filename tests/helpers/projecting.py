@@ -3,10 +3,10 @@
 import asyncio
 import signal
 import sys
-from contextlib import asynccontextmanager
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 import redis
 
@@ -140,17 +140,27 @@ class Rig:
     @asynccontextmanager
     async def running(self, *workers: str) -> AsyncIterator[list[Projector]]:
         """Projectors of these workers in this loop, stopped at the end."""
-        stop = asyncio.Event()
         projectors = [self.projector(worker) for worker in workers or ("w1",)]
-        tasks = [asyncio.create_task(projector.run(stop)) for projector in projectors]
-        try:
+        async with stopping(*projectors):
             yield projectors
-        finally:
-            stop.set()
-            await asyncio.gather(*tasks)
 
-    async def close(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         await self.door.close()
+
+
+@asynccontextmanager
+async def stopping(*projectors: Projector) -> AsyncIterator[None]:
+    """Run projectors in this loop, and stop them at the end."""
+    stop = asyncio.Event()
+    tasks = [asyncio.create_task(projector.run(stop)) for projector in projectors]
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.gather(*tasks)
 
 
 INDEXES = (Exact("owner"), Ordered("balance"), Prefix("account"))
@@ -174,16 +184,15 @@ def moved(row: Balance | None, event: Moved) -> Balance:
 
 async def project(url: str, worker: str, lease_ms: int, partitions: int) -> None:
     """Project in this process until SIGTERM; prints "owns" when it has taken every partition."""
-    rig = Rig(url, lease_ms=lease_ms, partitions=partitions)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    projector = rig.projector(worker)
-    running = asyncio.create_task(projector.run(stop))
-    while len(projector.owned) < partitions and not running.done():
-        await asyncio.sleep(0.01)
-    print("owns", flush=True)
-    await running
-    await rig.close()
+    async with Rig(url, lease_ms=lease_ms, partitions=partitions) as rig:
+        projector = rig.projector(worker)
+        running = asyncio.create_task(projector.run(stop))
+        while len(projector.owned) < partitions and not running.done():
+            await asyncio.sleep(0.01)
+        print("owns", flush=True)
+        await running
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from streamlib.errors import DeclarationError
 from streamlib.event import Event, Registry
 from streamlib.keys import Keys
 from streamlib.message import Position
+from streamlib.redisio.registry import declare_types
 from streamlib.topic import TopicSpec
 from streamlib.worker.projection import Projection
 from tests.helpers.projecting import TOPIC, VIEW, Balance, Closed, Moved, Noted, Opened, Rig
@@ -23,9 +24,8 @@ HEAD = f"{{{TOPIC}}}:view:{VIEW}:1"
 
 @pytest.fixture
 async def rig(redis_url: str) -> AsyncIterator[Rig]:
-    rig = Rig(redis_url)
-    yield rig
-    await rig.close()
+    async with Rig(redis_url) as rig:
+        yield rig
 
 
 async def test_a_view_shows_what_the_events_say(rig: Rig, client: redis.Redis) -> None:
@@ -130,22 +130,21 @@ async def test_bad_events_go_to_the_dead_letters_and_harm_no_neighbour(rig: Rig,
 
 
 async def test_halt_stops_at_the_failing_event_and_keeps_the_partition(redis_url: str, client: redis.Redis) -> None:
-    rig = Rig(redis_url, on_error="halt")
-    good = rig.publish(client, Opened(account="a", owner="ann"))
-    bad = rig.publish(client, Moved(account="nobody", amount=Decimal(1)))
-    rig.publish(client, Moved(account="a", amount=Decimal(1)))
-    async with rig.running() as (projector,):
-        await rig.view.wait_for(good, timeout=10)
-        await eventually(lambda: projector.problems, what="the projector says that it halted")
-        assert bad.entry_id in projector.problems[0]
-        assert projector.owned == {0}
-        row = await rig.view.get("a")
-        assert row is not None
-        assert row.moves == 0
-        with pytest.raises(TimeoutError, match=f"has reached {good.entry_id} .* not {bad.entry_id}"):
-            await rig.view.wait_for(bad, timeout=0.05)
-    assert not client.exists(DEAD)
-    await rig.close()
+    async with Rig(redis_url, on_error="halt") as rig:
+        good = rig.publish(client, Opened(account="a", owner="ann"))
+        bad = rig.publish(client, Moved(account="nobody", amount=Decimal(1)))
+        rig.publish(client, Moved(account="a", amount=Decimal(1)))
+        async with rig.running() as (projector,):
+            await rig.view.wait_for(good, timeout=10)
+            await eventually(lambda: projector.problems, what="the projector says that it halted")
+            assert bad.entry_id in projector.problems[0]
+            assert projector.owned == {0}
+            row = await rig.view.get("a")
+            assert row is not None
+            assert row.moves == 0
+            with pytest.raises(TimeoutError, match=f"has reached {good.entry_id} .* not {bad.entry_id}"):
+                await rig.view.wait_for(bad, timeout=0.05)
+        assert not client.exists(DEAD)
 
 
 @pytest.mark.allow_keys(f"{{{TOPIC}}}:view:*")
@@ -186,43 +185,47 @@ async def test_a_shared_key_of_another_type_stops_the_view_until_it_is_mended(ri
 
 
 async def test_events_of_partitions_fold_into_one_view(redis_url: str, client: redis.Redis) -> None:
-    rig = Rig(redis_url, partitions=4)
-    last: dict[int, Position] = {}
-    for n in range(100):
-        for event in (
-            Opened(account=f"a{n}", owner=f"o{n % 3}"),
-            Moved(account=f"a{n}", amount=Decimal(n) / 4),
-        ):
-            position = rig.publish(client, event)
-            last[position.partition] = position
-    async with rig.running("one", "two"):
-        for position in last.values():
-            await rig.view.wait_for(position, timeout=10)
-        assert await rig.view.count() == 100
-        assert await rig.stored(client) == rig.recomputed(client)
-        assert [row.account for row in await rig.view.between("balance", 10, 11)] == ["a40", "a41", "a42", "a43", "a44"]
-        assert len(await rig.view.find(owner="o1")) == await rig.view.count(owner="o1") == 33
-        assert [row.account for row in await rig.view.prefix("account", "A9", limit=3)] == ["a9", "a90", "a91"]
-    assert len(last) == 4
-    await rig.close()
+    async with Rig(redis_url, partitions=4) as rig:
+        last: dict[int, Position] = {}
+        for n in range(100):
+            for event in (
+                Opened(account=f"a{n}", owner=f"o{n % 3}"),
+                Moved(account=f"a{n}", amount=Decimal(n) / 4),
+            ):
+                position = rig.publish(client, event)
+                last[position.partition] = position
+        async with rig.running("one", "two"):
+            for position in last.values():
+                await rig.view.wait_for(position, timeout=10)
+            assert await rig.view.count() == 100
+            assert await rig.stored(client) == rig.recomputed(client)
+            assert [row.account for row in await rig.view.between("balance", 10, 11)] == [
+                "a40",
+                "a41",
+                "a42",
+                "a43",
+                "a44",
+            ]
+            assert len(await rig.view.find(owner="o1")) == await rig.view.count(owner="o1") == 33
+            assert [row.account for row in await rig.view.prefix("account", "A9", limit=3)] == ["a9", "a90", "a91"]
+        assert len(last) == 4
 
 
 async def test_a_stopped_projector_lets_another_take_over_at_once(redis_url: str, client: redis.Redis) -> None:
-    rig = Rig(redis_url, lease_ms=60_000)
-    async with rig.running("first"):
-        await rig.view.wait_for(rig.publish(client, Opened(account="a", owner="ann")), timeout=10)
-    owner: dict[bytes, bytes] = client.hgetall(f"{{{TOPIC}}}:owner:{VIEW}")  # type: ignore[assignment]
-    assert owner[b"deadline"] == b"0"
-    async with rig.running("second"):
-        await rig.view.wait_for(rig.publish(client, Closed(account="a")), timeout=10)
-        later: dict[bytes, bytes] = client.hgetall(f"{{{TOPIC}}}:owner:{VIEW}")  # type: ignore[assignment]
-        assert int(later[b"epoch"]) > int(owner[b"epoch"])
-    await rig.close()
+    async with Rig(redis_url, lease_ms=60_000) as rig:
+        async with rig.running("first"):
+            await rig.view.wait_for(rig.publish(client, Opened(account="a", owner="ann")), timeout=10)
+        owner: dict[bytes, bytes] = client.hgetall(f"{{{TOPIC}}}:owner:{VIEW}")  # type: ignore[assignment]
+        assert owner[b"deadline"] == b"0"
+        async with rig.running("second"):
+            await rig.view.wait_for(rig.publish(client, Closed(account="a")), timeout=10)
+            later: dict[bytes, bytes] = client.hgetall(f"{{{TOPIC}}}:owner:{VIEW}")  # type: ignore[assignment]
+            assert int(later[b"epoch"]) > int(owner[b"epoch"])
 
 
 async def test_a_type_only_newer_workers_know_waits_for_them(rig: Rig, client: redis.Redis) -> None:
     first = rig.publish(client, Opened(account="a", owner="ann"))
-    client.hset(f"streamlib:group:{TOPIC}:{VIEW}", "types", b'["Opened","Frozen"]')
+    await declare_types(rig.door, rig.keys, TOPIC, VIEW, ["Opened", "Frozen"])
     client.xadd(TOPIC, {"id": "n", "type": "Frozen", "v": "1", "key": "a", "data": b"{}"})
     async with rig.running() as (projector,):
         await rig.view.wait_for(first, timeout=10)
