@@ -130,8 +130,9 @@ class ConsoleFormatter(_Formatter):
 
     def _shown(self, value: object) -> str:
         plain = self._plain(value)
-        text = plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
-        text = neutralise(text) if plain is not None else "None"
+        if isinstance(plain, list) and all(isinstance(part, str) for part in plain):
+            plain = ",".join(plain)
+        text = neutralise(plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False))
         return json.dumps(text, ensure_ascii=False) if not text or set(text) & set(' "=') else text
 
 

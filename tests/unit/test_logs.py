@@ -47,11 +47,10 @@ def failing(text: str) -> Callable[[logging.Logger], None]:
 
 
 def test_console_is_one_line_with_fields(written: Callable[..., str]) -> None:
-    line = written(
-        "console", lambda log: log.info("worker_started", extra={"worker": "ab 1", "n": 3, "fields": {"x": None}})
-    )
+    extra = {"worker": "ab 1", "n": 3, "groups": ["a", "b"], "fields": {"x": None}}
+    line = written("console", lambda log: log.info("worker_started", extra=extra))
     assert line.count("\n") == 1
-    assert line.rstrip().endswith('INFO    worker_started worker="ab 1" n=3 x=None')
+    assert line.rstrip().endswith('INFO    worker_started worker="ab 1" n=3 groups=a,b x=null')
 
 
 def test_json_is_one_object_with_typed_fields(written: Callable[..., str]) -> None:
