@@ -84,7 +84,8 @@ async def test_effects_do_not_happen_again_when_every_event_does(
 async def test_results_are_right_after_a_worker_was_killed_at_work(
     app: App, store: EffectStore, redis_url: str, tmp_path: Path
 ) -> None:
-    with worker(redis_url, tmp_path).wait_ready() as first:
+    with worker(redis_url, tmp_path) as first:
+        first.wait_ready()
         await publish_file(app, limit=EVENTS)
         await eventually(lambda: store.counted() > 0, what="the first worker has begun")
         first.kill9()

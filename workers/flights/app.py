@@ -24,9 +24,7 @@ ALERT_FROM_MIN = 60
 app = App("flights")
 
 # A file published twice within the hour changes nothing: its event ids are the same.
-flights = app.topic(
-    "flights", FlightDeparted, FlightArrived, FlightCancelled, key="flight_id", dedup_window_s=3600
-)
+flights = app.topic("flights", FlightDeparted, FlightArrived, FlightCancelled, key="flight_id", dedup_window_s=3600)
 
 
 @app.lifespan
@@ -46,9 +44,7 @@ def count_delays(events: list[FlightDeparted | FlightArrived], ctx: BatchContext
     for event in events:
         arrived = isinstance(event, FlightArrived)
         try:
-            delay = (
-                arrival_delay_min(event) if isinstance(event, FlightArrived) else event.departure_delay_min
-            )
+            delay = arrival_delay_min(event) if isinstance(event, FlightArrived) else event.departure_delay_min
         except Reject as error:
             ctx.reject(event, str(error))
             continue

@@ -50,9 +50,7 @@ def punctuality(sum_min: int, count: int) -> str:
     return "late" if sum_min >= LATE_FROM_MIN * count else "on-time"
 
 
-def worse(
-    worst_min: int | None, worst_flight: str | None, delay_min: int, flight_id: str
-) -> tuple[int, str | None]:
+def worse(worst_min: int | None, worst_flight: str | None, delay_min: int, flight_id: str) -> tuple[int, str | None]:
     """The larger delay with its flight; of equal ones the first stays."""
     if worst_min is None or delay_min > worst_min:
         return delay_min, flight_id

@@ -8,9 +8,11 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Coroutine
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from streamlib.cli.demo_report import DemoOptions, DemoProgress, DemoResult, Report
 from streamlib.embedded import resolve
@@ -27,9 +29,10 @@ from workers.flights.verify import HANDLER_GROUPS, Verdict, verify
 
 # Short, so that what the killed worker held comes back while somebody watches; the default is 30 s.
 _LEASE_MS = 2_000
-_LOOK_S = 0.05
+_LOOK_S = 0.01
 _REPORT_S = 0.25
 _STUCK_S = 60.0
+_PATIENCE_S = 3.0
 _SCAN_COUNT = 5_000
 _KILL_AFTER = 0.2
 """The share of the events that is handled before a worker is killed."""
@@ -50,11 +53,11 @@ def run_demo(report: Report, options: DemoOptions) -> DemoResult:
             stack.callback(server.stop)
         # On somebody's server everything lies under a name of its own, and is removed at the end.
         namespace = "" if own else f"flights-demo-{new_event_id()[-12:]}"
-        demo = _Demo(report, options, directory, RedisSettings(url=url, namespace=namespace))
+        demo = _Demo(report, options, directory, RedisSettings(url=url, namespace=namespace, retry_s=_PATIENCE_S))
         if not own:
             stack.callback(demo.forget)
         stack.callback(demo.stop_workers)
-        result = asyncio.run(demo.work())
+        result = _until_ended(demo.work())
         if options.hold is not None:
             with suppress(KeyboardInterrupt):
                 options.hold(result)
@@ -73,12 +76,14 @@ class _Demo:
         self._database = directory / "flights.sqlite3"
         self._workers: list[WorkerProcess] = []
         self._published = 0
+        self._wrote = False
         self._started = time.monotonic()
         app.configure(Settings(redis=redis))
 
     async def work(self) -> DemoResult:
         """From the first worker's start to the verdict; workers are left running."""
         async with app:
+            self._wrote = True
             victim = await self._start_worker()
             its_consumers = await self._consumers()
             survivor = await self._start_worker()
@@ -107,7 +112,8 @@ class _Demo:
 
     def forget(self) -> None:
         """Remove everything that this run stored in somebody's Redis."""
-        asyncio.run(self._forget())
+        if self._wrote:
+            asyncio.run(self._forget())
 
     async def _start_worker(self) -> WorkerProcess:
         name = f"worker-{len(self._workers) + 1}"
@@ -138,16 +144,17 @@ class _Demo:
     ) -> int:
         """SIGKILL the worker while it holds events; how many. Frozen first, so that it cannot finish them."""
         while True:
-            backlog = await self._look()
             if publishing.done():
                 publishing.result()
-            handled = self._published - max(backlog[group] for group in HANDLER_GROUPS)
+            published = self._published  # before the look: what is published meanwhile is not handled yet
+            backlog = await self._look()
+            handled = published - max(backlog[group] for group in HANDLER_GROUPS)
             if handled >= self._total * _KILL_AFTER and await self._held(consumers):
                 victim.freeze()
                 if await self._held(consumers):
                     break
                 victim.thaw()
-            if publishing.done() and not any(backlog.values()):
+            if published == self._total and not any(backlog.values()):
                 break
             await asyncio.sleep(_LOOK_S)
         victim.kill()
@@ -170,6 +177,7 @@ class _Demo:
 
     async def _look(self) -> dict[str, int]:
         """What each group has left; the report hears it too."""
+        _stop_if_cancelled()
         (topic,) = await inspect(app.redis, app.keys, flights.name)
         backlog = {group.group: group.backlog for group in topic.groups}
         self._report(DemoProgress(total=self._total, published=self._published, backlog=backlog))
@@ -205,18 +213,14 @@ class _Demo:
             for pattern in (f"{{{stream}}}:*", keys.group("*", "*")):
                 cursor = b"0"
                 while True:
-                    cursor, names = await redis.execute(
-                        "SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT
-                    )
+                    cursor, names = await redis.execute("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
                     if names:
                         await redis.execute("UNLINK", *names)
                     if cursor == b"0":
                         break
             await redis.execute("UNLINK", stream, keys.topics(), keys.views(), keys.workers())
 
-    def _result(
-        self, verdict: Verdict, published: Published, recovered: int, survivor: WorkerProcess
-    ) -> DemoResult:
+    def _result(self, verdict: Verdict, published: Published, recovered: int, survivor: WorkerProcess) -> DemoResult:
         return DemoResult(
             events=self._total,
             published=published.stored,
@@ -236,6 +240,28 @@ class _Demo:
         self._report(DemoProgress(news=news, total=self._total, published=self._published))
 
 
+def _stop_if_cancelled() -> None:
+    """A cancellation can get lost: the client's timeouts of zero seconds take it for their own (CPython < 3.13)."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends the demo like Ctrl-C does: everything it started is stopped on the way out."""
     sys.exit(128 + number)
+
+
+def _until_ended(work: Coroutine[Any, Any, DemoResult]) -> DemoResult:
+    """Run the work in an event loop, where SIGTERM cancels it: an exception out of nowhere would break the loop."""
+
+    async def ended_by_signal() -> DemoResult:
+        task = asyncio.current_task()
+        if task is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(ended_by_signal())
+    except asyncio.CancelledError:
+        sys.exit(128 + signal.SIGTERM)

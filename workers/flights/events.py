@@ -56,6 +56,5 @@ def arrival_delay_min(event: FlightArrived) -> int:
         return event.arrival_delay_min
     missing = "arrival delay" if event.air_time_min is not None else "arrival delay and no air time"
     raise Reject(
-        f"{event.flight_id} to {event.destination}: arrived at {event.arrival_time}, "
-        f"but the record has no {missing}"
+        f"{event.flight_id} to {event.destination}: arrived at {event.arrival_time}, but the record has no {missing}"
     )

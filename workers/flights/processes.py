@@ -71,9 +71,7 @@ class WorkerProcess:
     def check_running(self) -> None:
         """Raises WorkerFailed, with the end of its log, when it has ended."""
         if self._process.poll() is not None:
-            raise WorkerFailed(
-                f"{self.name} ended with code {self._process.returncode}:\n{self._last_lines()}"
-            )
+            raise WorkerFailed(f"{self.name} ended with code {self._process.returncode}:\n{self._last_lines()}")
 
     def freeze(self) -> None:
         """SIGSTOP, and wait until it stands still."""

@@ -74,9 +74,7 @@ def _happenings(path: Path) -> Iterator[tuple[str, str, Mapping[str, str]]]:
 
 def _count(facts: Facts, flight: str, kind: str, row: Mapping[str, str]) -> None:
     delays = facts.delays.setdefault(row["carrier"], (0, 0, 0, 0))
-    airport = facts.airports.setdefault(
-        row["origin"], {"departures": 0, "cancelled": 0, "sum": 0, "worst": None}
-    )
+    airport = facts.airports.setdefault(row["origin"], {"departures": 0, "cancelled": 0, "sum": 0, "worst": None})
     carrier = facts.carriers.setdefault(
         row["carrier"], {"departures": 0, "arrivals": 0, "cancelled": 0, "sum": 0, "worst": None}
     )
@@ -116,6 +114,4 @@ def _finish(facts: Facts) -> None:
             row["average_delay_min"] = Decimal(round(average * 100)).scaleb(-2)
     for row in facts.carriers.values():
         mean = row["delay_sum_min"] / row["arrivals"] if row["arrivals"] else None
-        row["punctuality"] = (
-            "unknown" if mean is None else "early" if mean < 0 else "late" if mean >= 15 else "on-time"
-        )
+        row["punctuality"] = "unknown" if mean is None else "early" if mean < 0 else "late" if mean >= 15 else "on-time"

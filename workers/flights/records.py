@@ -69,9 +69,7 @@ def events_of(row: Mapping[str, str]) -> list[tuple[str, FlightEvent]]:
 def flight_id_of(row: Mapping[str, str]) -> str:
     """Day, carrier, flight number and origin: no airline uses a number twice there in a day."""
     year, month, day = _whole(row, "year"), _whole(row, "month"), _whole(row, "day")
-    return (
-        f"{year}-{month:02}-{day:02}-{_text(row, 'carrier')}-{_whole(row, 'flight')}-{_text(row, 'origin')}"
-    )
+    return f"{year}-{month:02}-{day:02}-{_text(row, 'carrier')}-{_whole(row, 'flight')}-{_text(row, 'origin')}"
 
 
 def _all_events(path: Path) -> Iterator[tuple[str, FlightEvent]]:

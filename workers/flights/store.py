@@ -37,9 +37,7 @@ INSERT INTO carrier_delays VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (carrier) DO 
     arrivals = arrivals + ?4, arrival_delay_min = arrival_delay_min + ?5
 """
 
-_ADD_REPEATS = (
-    "INSERT INTO repeats VALUES (?1, ?2) ON CONFLICT (consumer_group) DO UPDATE SET refused = refused + ?2"
-)
+_ADD_REPEATS = "INSERT INTO repeats VALUES (?1, ?2) ON CONFLICT (consumer_group) DO UPDATE SET refused = refused + ?2"
 
 
 class Delay(Struct, frozen=True):
@@ -57,9 +55,7 @@ class EffectStore:
     def __init__(self, path: Path) -> None:
         """Open or create the file. Raises sqlite3.Error when it cannot be used."""
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(
-            path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-        )
+        self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         # A commit survives the death of the process; a power cut may cost the last ones.
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = NORMAL")

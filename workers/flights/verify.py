@@ -120,15 +120,11 @@ class _Differences:
             return
         if isinstance(wanted, set):
             missing, extra = sorted(wanted - found), sorted(found - wanted)
-            self.found.append(
-                f"{what}: {len(missing)} missing {missing[:3]}, {len(extra)} too many {extra[:3]}"
-            )
+            self.found.append(f"{what}: {len(missing)} missing {missing[:3]}, {len(extra)} too many {extra[:3]}")
         else:
             self.found.append(f"{what}: {found}, the file says {wanted}")
 
-    def check_rows(
-        self, what: str, wanted: Mapping[str, Any], found: Mapping[str, Any], *, ignoring: str = ""
-    ) -> None:
+    def check_rows(self, what: str, wanted: Mapping[str, Any], found: Mapping[str, Any], *, ignoring: str = "") -> None:
         """Compare two tables row by row; `ignoring` is the column that repeats the row's name."""
         for name in sorted(wanted.keys() | found.keys()):
             has = found.get(name)
