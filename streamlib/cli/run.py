@@ -13,6 +13,7 @@ import click
 
 from streamlib.app import App
 from streamlib.cli.app_import import load_app
+from streamlib.cli.exits import Exit
 from streamlib.cli.options import Given, shared_options
 from streamlib.cli.reload import run_reloading
 from streamlib.cli.session import translated
@@ -135,10 +136,21 @@ def _work(app: App, settings: Settings, groups: tuple[str, ...], channel: SlotCh
         _log.info("http_listening", extra={"url": server.start(), "pid": os.getpid()})
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner, translated(settings.redis):
-            return runner.run(_serve(app, groups, probes, burst=burst))
+            code = runner.run(_serve(app, groups, probes, burst=burst))
+            if code == Exit.DRAIN_TIMEOUT:
+                _leave_at_once(code)
+            return code
     finally:
         if server is not None:
             server.close()
+
+
+def _leave_at_once(code: int) -> None:
+    """A handler that ignores its cancellation, or a thread that hangs, would keep an orderly exit waiting for ever."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 async def _serve(app: App, groups: tuple[str, ...], probes: _Probes, *, burst: bool) -> int:

@@ -1,0 +1,202 @@
+"""`streamlib dlq`: from a real worker's dead letters to their replay or end."""
+
+import os
+import pty
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from streamlib.redisio.dead_letter import Failure, dead_letter_fields
+from tests.cli.conftest import Cli, Result, command_line, environment
+
+LS_FIELDS = {
+    "id", "topic", "partition", "group", "event_id", "type", "reason", "error", "attempts", "at", "fingerprint",
+}  # fmt: skip
+BAD = [f'{{"type":"OrderCreated","data":{{"order_id":"o-{n}","total":-1}},"id":"e-{n}"}}' for n in range(5)]
+
+
+@pytest.fixture
+def dlq(cli: Cli, redis_url: str) -> Callable[..., Result]:
+    """`dlq("ls", ...)`, on a Redis in which the group email has given up on e-0 to e-4."""
+    published = cli("publish", "shop:app", "orders", "--redis", redis_url, stdin="\n".join(BAD))
+    assert published.code == 0, published.err
+    run_burst(cli, redis_url)
+    return lambda *args: cli("dlq", *args, "--redis", redis_url)
+
+
+def run_burst(cli: Cli, redis_url: str) -> None:
+    done = cli("run", "shop:app", "--burst", "--no-http", "--redis", redis_url)
+    assert done.code == 0, done.err
+
+
+def ids(dlq: Callable[..., Result]) -> list[str]:
+    return [row["id"] for row in dlq("ls", "--json").json]
+
+
+def test_ls_has_the_promised_shape(dlq: Callable[..., Result]) -> None:
+    rows = dlq("ls", "--json").json
+    assert len(rows) == 5
+    assert all(rows[0].keys() == LS_FIELDS for row in rows)
+    assert {row["event_id"] for row in rows} == {f"e-{n}" for n in range(5)}
+    assert {(row["topic"], row["group"], row["type"], row["reason"], row["attempts"]) for row in rows} == {
+        ("orders", "email", "OrderCreated", "rejected", 1)
+    }
+    assert len({row["id"] for row in rows}) == 5
+    assert len({row["fingerprint"] for row in rows}) <= 5
+    table = dlq("ls")
+    assert all(row["id"] in table.out for row in rows)
+
+
+def test_filters_and_limit(dlq: Callable[..., Result]) -> None:
+    assert len(dlq("ls", "--json", "--limit", "2").json) == 2
+    assert "--limit shows more" in dlq("ls", "--limit", "2").err
+    assert len(dlq("ls", "--json", "--error", "total of o-3").json) == 1
+    assert dlq("ls", "--json", "--type", "OrderPaid").json == []
+    assert dlq("ls", "--json", "--until", "1h").json == []
+    assert len(dlq("ls", "--json", "--since", "1h").json) == 5
+    assert dlq("ls", "--since", "yesterday").code == 2
+    assert dlq("ls", "--topic", "order").code == 4
+    assert dlq("ls", "--group", "mail").code == 4
+
+
+def test_groups_count_causes(dlq: Callable[..., Result]) -> None:
+    causes = dlq("groups", "--json").json
+    assert sum(cause["count"] for cause in causes) == 5
+    assert causes[0]["sample_id"] in ids(dlq)
+
+
+def test_show_tells_everything(dlq: Callable[..., Result]) -> None:
+    one = ids(dlq)[0]
+    full = dlq("show", one, "--json").json
+    assert full["data"]["total"] == -1
+    assert full["error"].startswith("Reject: negative total of o-")
+    assert "shop.py" in full["traceback"]
+    assert full["version"] == 1
+    assert full["key"].startswith("o-")
+    assert one in dlq("show", one).out
+
+
+def test_replay_by_id_and_by_filter_runs_them_again(dlq: Callable[..., Result], cli: Cli, redis_url: str) -> None:
+    first, *rest = ids(dlq)
+    assert dlq("replay", first, "--json").json == {"replayed": 1, "done": 0, "busy": 0, "refused": 0}
+    assert sorted(ids(dlq)) == sorted(rest)
+    assert dlq("replay", first).code == 4
+    assert dlq("replay", "--group", "email", "--dry-run", "--json").json["would_replay"] == 4
+    assert len(ids(dlq)) == 4
+    assert dlq("replay", "--group", "email", "--json").json["replayed"] == 4
+    assert ids(dlq) == []
+    run_burst(cli, redis_url)
+    rows = dlq("ls", "--json").json
+    assert {row["event_id"] for row in rows} == {f"e-{n}" for n in range(5)}
+    assert {row["attempts"] for row in rows} == {1}
+
+
+def test_replayed_events_that_succeed_are_done(
+    dlq: Callable[..., Result], cli: Cli, shop: Path, redis_url: str, client: redis.Redis
+) -> None:
+    source = (shop / "shop.py").read_text()
+    (shop / "shop.py").write_text(source.replace("if event.total < 0:", "if event.total < -1:"))
+    assert dlq("replay", "--yes").code == 0
+    run_burst(cli, redis_url)
+    assert ids(dlq) == []
+    [info] = cli("info", "orders", "--json", "--redis", redis_url).json
+    assert info["groups"][0]["retrying"] == 0
+    states = [client.get(key) for key in client.scan_iter("*:idem:email:*")]
+    assert states == [b"d"] * 5
+
+
+def test_replay_of_everything_wants_consent(dlq: Callable[..., Result]) -> None:
+    refused = dlq("replay")
+    assert refused.code == 5
+    assert "add --yes" in refused.err
+    assert len(ids(dlq)) == 5
+
+
+def test_what_cannot_be_replayed_stays_and_is_told(dlq: Callable[..., Result], client: redis.Redis) -> None:
+    partition = next(one.split("/")[1] for one in ids(dlq))
+    events = [row["event_id"] for row in dlq("ls", "--json").json if str(row["partition"]) == partition]
+    client.set(f"{{orders.{partition}}}:idem:email:{events[0]}", "d", px=60_000)
+    done = dlq("replay", "--yes", "--json")
+    assert done.code == 6
+    assert done.json == {"replayed": 4, "done": 1, "busy": 0, "refused": 0}
+    assert "were completed meanwhile" in done.err
+    assert [row["event_id"] for row in dlq("ls", "--json").json] == [events[0]]
+
+
+def test_letters_of_a_projection_are_refused_with_the_reason(cli: Cli, redis_url: str, client: redis.Redis) -> None:
+    client.hset("streamlib:topics", mapping={"orders": "1", "orders:view": "projection"})
+    fields = [b"id", b"e-1", b"type", b"T", b"v", b"1", b"key", b"", b"data", b"{}"]
+    letter = dead_letter_fields(
+        fields, Failure("rejected", "Reject: no"), attempts=1, entry_id="1-1", group="view", consumer="c", at_ms=1
+    )
+    client.xadd("{orders}:dead:view", dict(zip(letter[::2], letter[1::2], strict=True)), id="5-1")
+    done = cli("dlq", "replay", "orders/0/view/5-1", "--redis", redis_url)
+    assert done.code == 5
+    assert "view is a projection" in done.err
+    assert len(cli("dlq", "ls", "--json", "--redis", redis_url).json) == 1
+
+
+def test_hostile_texts_cannot_steer_the_terminal(cli: Cli, redis_url: str, client: redis.Redis) -> None:
+    client.hset("streamlib:topics", mapping={"orders": "1", "orders:email": "handler"})
+    evil = "\x1b[2J\x9b31m\r\nid  forged\u202e[bold]"
+    fields = [b"id", evil.encode(), b"type", evil.encode(), b"v", b"1", b"key", b"", b"data", evil.encode()]
+    letter = dead_letter_fields(
+        fields, Failure("rejected", evil, evil), attempts=1, entry_id="1-1", group="email", consumer="c", at_ms=1
+    )
+    client.xadd("{orders}:dead:email", dict(zip(letter[::2], letter[1::2], strict=True)), id="5-1")
+    client.xadd("{orders}:dead:email", {b"\xff\x1b": b"\x00\x1b[31m"}, id="5-2")
+    for args in (["ls"], ["ls", "--json"], ["groups"], ["show", "orders/0/email/5-1"], ["show", "orders/0/email/5-2"]):
+        done = cli("dlq", *args, "--redis", redis_url)
+        assert done.code == 0, done.err
+        assert not [char for char in done.out if (ord(char) < 32 and char != "\n") or char in "\x7f\x9b\u202e"]
+        assert not [line for line in done.out.split("\n") if line.startswith("id  forged")]
+
+
+def test_purge_needs_consent_and_says_how(dlq: Callable[..., Result]) -> None:
+    refused = dlq("purge", "--group", "email")
+    assert refused.code == 5
+    assert "refused to delete 5 dead letters" in refused.err
+    assert "--yes" in refused.err
+    assert dlq("purge", "--dry-run", "--json").json == {"dry_run": True, "would_purge": 5}
+    assert len(ids(dlq)) == 5
+    one = ids(dlq)[0]
+    assert dlq("purge", one, "--yes", "--json").json == {"purged": 1}
+    assert dlq("purge", "--error", "o-", "--limit", "1", "--yes", "--json").json == {"purged": 1}
+    assert dlq("purge", "--yes", "--json").json == {"purged": 3}
+    assert ids(dlq) == []
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("n\n", 5, 5), ("y\n", 0, 0)])
+def test_purge_asks_at_a_terminal(
+    dlq: Callable[..., Result], shop: Path, redis_url: str, answer: str, code: int, left: int
+) -> None:
+    mine, its = pty.openpty()
+    try:
+        os.write(mine, answer.encode())
+        done = subprocess.run(
+            command_line(["dlq", "purge", "--redis", redis_url]), cwd=shop, env=environment(), stdin=its,
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(mine)
+        os.close(its)
+    assert done.returncode == code, done.stderr
+    assert "delete 5 dead letters for good?" in done.stderr
+    assert len(ids(dlq)) == left
+
+
+@pytest.mark.parametrize("verb", [["show"], ["replay"], ["purge", "--yes"]])
+def test_an_unknown_id_is_not_found(dlq: Callable[..., Result], verb: list[str]) -> None:
+    for one in ("orders/0/email/1-1", "nonsense"):
+        done = dlq(verb[0], one, *verb[1:])
+        assert done.code == 4
+        assert one in done.err
+        assert "streamlib dlq ls" in done.err
+
+
+def test_ids_and_filters_together_are_a_usage_error(dlq: Callable[..., Result]) -> None:
+    assert dlq("replay", ids(dlq)[0], "--group", "email").code == 2
+    assert len(ids(dlq)) == 5
