@@ -54,9 +54,7 @@ def test_no_module_imports_from_a_floor_above() -> None:
         f"{module.relative}:{found.line} imports {found.module}"
         for module in PRODUCT
         for found in module.imports
-        if (own := floor_of(module.name)) is not None
-        and (other := floor_of(found.module)) is not None
-        and other > own
+        if (own := floor_of(module.name)) is not None and (other := floor_of(found.module)) is not None and other > own
     ]
     assert not upward, _lines(upward)
 
@@ -76,9 +74,7 @@ def test_modules_import_each_other_in_no_circle() -> None:
 
 def test_nothing_is_imported_for_type_checking_only() -> None:
     found = [
-        module.relative
-        for module in PRODUCT
-        if re.search(r"^(?!\s*#).*\bTYPE_CHECKING\b", module.source, re.MULTILINE)
+        module.relative for module in PRODUCT if re.search(r"^(?!\s*#).*\bTYPE_CHECKING\b", module.source, re.MULTILINE)
     ]
     assert not found, _lines(found)
 
@@ -108,9 +104,7 @@ def test_each_third_party_package_has_one_door() -> None:
 
 def test_every_module_tells_first_what_runs_there() -> None:
     silent = [
-        module.relative
-        for module in PRODUCT + TESTS
-        if module.source.strip() and not ast.get_docstring(module.tree)
+        module.relative for module in PRODUCT + TESTS if module.source.strip() and not ast.get_docstring(module.tree)
     ]
     assert not silent, _lines(silent)
 

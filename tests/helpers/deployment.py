@@ -27,9 +27,7 @@ def compose_services() -> dict[str, YamlMap]:
 
 def our_services() -> dict[str, YamlMap]:
     """The services that run the streamlib image."""
-    return {
-        name: service for name, service in compose_services().items() if service.get("image") == OUR_IMAGE
-    }
+    return {name: service for name, service in compose_services().items() if service.get("image") == OUR_IMAGE}
 
 
 def dockerfile() -> list[tuple[str, str]]:
@@ -93,7 +91,5 @@ def _arguments(line: str) -> list[str]:
     """The words after `streamlib`, up to a comment, a pipe, a redirection or the next command."""
     words = shlex.split(line, comments=True)
     assert words[0] == "streamlib", line
-    end = next(
-        (at for at, word in enumerate(words) if word in {"|", "&&", "&", ";"} or word[0] in "<>"), len(words)
-    )
+    end = next((at for at, word in enumerate(words) if word in {"|", "&&", "&", ";"} or word[0] in "<>"), len(words))
     return words[1:end]
