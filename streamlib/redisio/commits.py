@@ -16,6 +16,7 @@ _load = Script("load_rows")
 _commit = Script("commit")
 
 MAX_EVENTS = 500
+INEXACT = "inexact:"
 MAX_BYTES = 4 * 1024 * 1024
 
 
@@ -34,7 +35,10 @@ class IndexChange(Struct):
 
 
 class Batch(Struct, frozen=True, kw_only=True):
-    """What one commit changes: `marks` event id -> "d", "x"; `rows` row id -> fields to set, None deletes."""
+    """What one commit changes: `marks` event id -> "d", "x"; `rows` row id -> fields to set, None deletes.
+
+    `inexact` names the Ordered fields in which different values may share a score from now on.
+    """
 
     old: str
     new: str
@@ -43,6 +47,7 @@ class Batch(Struct, frozen=True, kw_only=True):
     rows: Mapping[str, RowFields | None]
     row_delta: int
     indexes: Mapping[str, IndexChange]
+    inexact: Sequence[str]
     dead: Sequence[Fields]
 
 
@@ -96,6 +101,7 @@ async def commit(
         args += (len(change.removed), *change.removed, len(change.set) * 2)
         for member, score in change.set:
             args += (repr(score), member)
+    args += (len(batch.inexact) * 2, *(part for field in batch.inexact for part in (f"{INEXACT}{field}", 1)))
     for fields in batch.dead:
         args += (len(fields), *fields)
     verdict, detail, *_ = await _commit.run(redis, named, args)

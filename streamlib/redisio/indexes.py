@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
@@ -26,7 +27,6 @@ _EXACT_TYPES = (
     inspect.EnumType, inspect.LiteralType, inspect.BytesType,
 )  # fmt: skip
 _NUMBERS = (inspect.IntType, inspect.FloatType, inspect.DecimalType)
-_EXACT_INT = 2.0**53  # below, neighbouring whole numbers have scores of their own
 _EXACT_SECONDS = 2.0**32  # below (year 2106), neighbouring microseconds have scores of their own
 _NONE = "\x00none"
 
@@ -59,6 +59,7 @@ class Indexes:
         self.exact = _named(codec, indexes, Exact)
         self.ordered = _named(codec, indexes, Ordered)
         self.prefix = _named(codec, indexes, Prefix)
+        self._mixed = {field for field in self.ordered if _is_mixed(codec.fields[field].type)}
         both = sorted(set(self.ordered) & set(self.prefix))
         if both:
             raise DeclarationError(f"{codec.cls.__name__}.{both[0]} has both Ordered and Prefix; choose one")
@@ -78,6 +79,14 @@ class Indexes:
             if value is not None:
                 found[keys.sorted_by(field)] = (prefix_member(value, row_id), 0.0)
         return found
+
+    def inexact(self, row: ReadModel) -> tuple[str, ...]:
+        """The Ordered fields in which this row's value may share its score with another value."""
+        return tuple(
+            field
+            for field in self.ordered
+            if (value := getattr(row, field)) is not None and (field in self._mixed or not is_plain(value))
+        )
 
 
 def exact_text(value: Any) -> str:
@@ -117,14 +126,14 @@ def order_key(value: Any) -> Any:
     return _aware(value) if isinstance(value, datetime) else value
 
 
-def is_exact(found: float, field_type: Any) -> bool:
-    """Whether rows with this score must have equal values, so that their order by row id is final."""
-    kinds = [kind for kind in _kinds(field_type) if not isinstance(kind, inspect.NoneType)]
-    if all(isinstance(kind, inspect.IntType) for kind in kinds):
-        return abs(found) < _EXACT_INT
-    if all(isinstance(kind, inspect.DateTimeType) for kind in kinds):
+def is_plain(value: Any) -> bool:
+    """Whether a value is the one that its score stands for; two plain values of one kind never share a score."""
+    found = score(value)
+    if isinstance(value, Decimal):
+        return math.isfinite(found) and value == Decimal(repr(found))
+    if isinstance(value, datetime):
         return abs(found) < _EXACT_SECONDS
-    return all(isinstance(kind, inspect.FloatType | inspect.DateType) for kind in kinds)
+    return isinstance(value, date) or bool(value == found)
 
 
 def prefix_text(text: str) -> str:
@@ -145,6 +154,12 @@ def _kinds(field_type: Any) -> list[inspect.Type]:
     while isinstance(info, inspect.Metadata):
         info = info.type
     return list(info.types) if isinstance(info, inspect.UnionType) else [info]
+
+
+def _is_mixed(field_type: Any) -> bool:
+    """Decimals beside other numbers: 0.1 the Decimal and 0.1 the float differ and share a score."""
+    kinds = [kind for kind in _kinds(field_type) if not isinstance(kind, inspect.NoneType)]
+    return len(kinds) > 1 and any(isinstance(kind, inspect.DecimalType) for kind in kinds)
 
 
 def _named(codec: RowCodec[Any], indexes: Sequence[Index], kind: type[Index]) -> tuple[str, ...]:

@@ -15,13 +15,12 @@ from typing import Any, Generic, TypeVar
 from streamlib.errors import SchemaError
 from streamlib.keys import Keys
 from streamlib.read_model import Exact, Ordered, Prefix
-from streamlib.redisio.commits import load
+from streamlib.redisio.commits import INEXACT, load
 from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
 from streamlib.redisio.indexes import (
     Indexes,
     ViewKeys,
     exact_text,
-    is_exact,
     order_key,
     prefix_text,
     score,
@@ -183,11 +182,12 @@ class ViewReader(Generic[Row]):
         self, keys: ViewKeys, field: str, at: float, bounds: tuple[Any, ...], limit: int
     ) -> AsyncGenerator[Found[Row], None]:
         """Rows with one score; where it may stand for several values, all are read to find the first."""
-        final = is_exact(at, self._codec.fields[field].type)
+        final = not await self._ask("HEXISTS", keys.head, f"{INEXACT}{field}")
         best: list[Found[Row]] = []
+        size = _page_size(limit) if final else PAGE
         offset, name = 0, keys.sorted_by(field)
         while True:
-            raw = await self._ask("ZRANGE", name, repr(at), repr(at), "BYSCORE", "LIMIT", offset, PAGE)
+            raw = await self._ask("ZRANGE", name, repr(at), repr(at), "BYSCORE", "LIMIT", offset, size)
             loaded = await self._load(keys, [member.decode() for member in raw])
             rows = list(self._inside(field, bounds, loaded))
             if final:
@@ -195,9 +195,9 @@ class ViewReader(Generic[Row]):
                     yield found
             else:
                 best = heapq.nsmallest(limit, [*best, *rows], key=self._place(field))
-            if len(raw) < PAGE:
+            if len(raw) < size:
                 break
-            offset += PAGE
+            offset += size
         for found in best:
             yield found
 

@@ -44,6 +44,7 @@ class Stored(Struct, frozen=True):
 
     fields: RowFields
     entries: dict[str, Entry]
+    inexact: tuple[str, ...] = ()
 
 
 class Stop(Struct, frozen=True):
@@ -129,7 +130,8 @@ class Folder:
         if not fields:
             return Stored({}, {})
         row = self.projection.codec.decode(fields, label)
-        return Stored(fields, self.projection.indexes.entries(self.keys, row_id, row))
+        indexes = self.projection.indexes
+        return Stored(fields, indexes.entries(self.keys, row_id, row), indexes.inexact(row))
 
     def bury(self, one: Prepared, failure: Failure) -> Fields:
         return dead_letter_fields(
@@ -255,6 +257,7 @@ class _Run:
         rows: dict[str, RowFields | None] = {}
         changes: dict[str, IndexChange] = {}
         kept: dict[str, Stored] = {}
+        inexact: set[str] = set()
         delta = 0
         for row_id, before in self._base.items():
             kept[row_id] = after = self._staged.get(row_id, before)
@@ -263,9 +266,10 @@ class _Run:
                 rows[row_id] = changed or None
                 delta += bool(after.fields) - bool(before.fields)
                 _change_indexes(changes, before.entries, after.entries)
+                inexact.update(after.inexact)
         batch = Batch(
             old=old, new=new, entries=consumed, marks=self._marks, rows=rows, row_delta=delta,
-            indexes=changes, dead=[fields for _, fields in self._dead],
+            indexes=changes, inexact=sorted(inexact), dead=[fields for _, fields in self._dead],
         )  # fmt: skip
         return Folded(
             batch, consumed, kept, self._counts["folded"], self._counts["skipped"], self._counts["duplicate"],

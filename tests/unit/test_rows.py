@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from streamlib.errors import DeclarationError, SchemaError
 from streamlib.keys import StreamKeys
 from streamlib.read_model import Exact, Ordered, Prefix, ReadModel
-from streamlib.redisio.indexes import Indexes, ViewKeys, exact_text, is_exact, order_key, prefix_text, score
+from streamlib.redisio.indexes import Indexes, ViewKeys, exact_text, is_plain, order_key, prefix_text, score
 from streamlib.redisio.rows import RowCodec, check_row_id
 
 
@@ -178,15 +178,27 @@ def test_a_greater_value_never_has_a_lesser_score(a: Decimal, b: Decimal) -> Non
 @given(moments, moments)
 def test_datetimes_are_ordered_by_instant(a: dt.datetime, b: dt.datetime) -> None:
     assert (score(a) < score(b)) <= (order_key(a) < order_key(b))
-    if is_exact(score(a), dt.datetime) and is_exact(score(b), dt.datetime):
+    if is_plain(a) and is_plain(b):
         assert (score(a) == score(b)) == (order_key(a) == order_key(b))
 
 
 @given(ints, ints)
-def test_scores_called_exact_stand_for_one_value(a: int, b: int) -> None:
+def test_plain_whole_numbers_share_no_score(a: int, b: int) -> None:
     assert (score(a) < score(b)) <= (a < b)
-    if score(a) == score(b) and is_exact(score(a), int | None):
+    for c in (b, a + 1):
+        if score(a) == score(c) and is_plain(a) and is_plain(c):
+            assert a == c
+    assert is_plain(2**53)
+    assert not is_plain(2**53 + 1)
+
+
+@given(decimals, st.integers(-30, 30))
+def test_plain_decimals_share_no_score(a: Decimal, exponent: int) -> None:
+    b = a + Decimal(1).scaleb(exponent)
+    if score(a) == score(b) and is_plain(a) and is_plain(b):
         assert a == b
+    assert is_plain(Decimal("9.90"))
+    assert not is_plain(Decimal("0.10000000000000000001"))
 
 
 def test_texts_of_exact_indexes_do_not_mix() -> None:

@@ -11,6 +11,7 @@
 -- ARGV[10] count of row keys          ARGV[11] count of index keys   ARGV[12] count of dead letters
 -- then    per row key: the count of values, and fields and values to set (none: the row is deleted)
 -- then    per index key: the count of members to remove, these, the count of values, and scores and members to set
+-- then    the count of marks of the view, and fields and values to set in KEYS[3]
 -- then    per dead letter: the count of its fields, and the fields; the last value becomes the server's time, ms
 --
 -- Returns {"OK", ""} or {"OK", why the group's position could not be moved};
@@ -102,6 +103,7 @@ for i = first_index, first_index + indexes - 1 do
     apply("ZREM", KEYS[i])
     apply("ZADD", KEYS[i])
 end
+apply("HSET", VIEW)
 local time = redis.call("TIME")
 local now = string.format("%.0f", time[1] * 1000 + math.floor(time[2] / 1000))
 for _ = 1, letters do
