@@ -5,13 +5,15 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import redis.exceptions
+
 from streamlib.errors import RedisUnfit
-from streamlib.redisio.connection import CLIENT_ERRORS, ErrorClass, Lane, RedisDoor, classify
+from streamlib.redisio.connection import ErrorClass, Lane, RedisDoor, classify
 from streamlib.settings import redact
 from streamlib.topic import TopicSpec
 
 
-async def check_durability(redis: RedisDoor, topic: TopicSpec) -> None:
+async def check_durability(door: RedisDoor, topic: TopicSpec) -> None:
     """Raise RedisUnfit if this server cannot confirm what the topic asks for, with the way out.
 
     Only "fsync" needs something of the server; "replicas:n" is known with every publish. Raises what the
@@ -20,12 +22,12 @@ async def check_durability(redis: RedisDoor, topic: TopicSpec) -> None:
     if topic.durability != "fsync":
         return
     try:
-        await redis.execute("WAITAOF", 1, 0, 1)
-    except CLIENT_ERRORS as error:
-        if classify(error) is not ErrorClass.BUG:
+        await door.execute("WAITAOF", 1, 0, 1)
+    except redis.exceptions.ResponseError as error:
+        if classify(error) not in (ErrorClass.CONFIG, ErrorClass.BUG):
             raise
         raise RedisUnfit(
-            f"topic {topic.name!r} asks for durability='fsync', but Redis at {redact(redis.settings.url)} "
+            f"topic {topic.name!r} asks for durability='fsync', but Redis at {redact(door.settings.url)} "
             f"cannot confirm it ({error}); use Redis or Valkey 7.2 or later with `appendonly yes`, or choose "
             "durability='primary'"
         ) from error

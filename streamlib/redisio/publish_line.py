@@ -57,6 +57,13 @@ class Order:
         if not self._missing and not self.done.done():
             self.done.set_result(None)
 
+    def fail(self, error: BaseException | None) -> None:
+        """End the wait without outcomes: with this error, or cancelled."""
+        if error is None:
+            self.done.cancel()
+        elif not self.done.done():
+            self.done.set_exception(error)
+
     def outcomes(self) -> list[Outcome]:
         return cast("list[Outcome]", self._outcomes)
 
@@ -103,6 +110,7 @@ class Line:
         self._producer = uuid.uuid4().hex
         self._sequence = 0
         self._queue: deque[Waiting] = deque()
+        self._under_way: list[Waiting] = []
         self._lane: DurableLane | None = None
         if topic.durability != "primary":
             # Shorter than the connection's own timeout: a late confirmation must not look like a lost answer.
@@ -118,23 +126,29 @@ class Line:
         self._queue.append(waiting)
         if not self.busy:
             self.task = asyncio.create_task(self._run(), name=f"publish {self._keys.stream}")
+            self.task.add_done_callback(self._ended)
 
     async def close(self) -> None:
         if self._lane is not None:
             await self._lane.close()
 
     async def _run(self) -> None:
-        batch: list[Waiting] = []
-        try:
-            while batch := self._take():
-                started = time.monotonic()
-                outcomes = await self._store(batch)
-                self._deliver(batch, outcomes, time.monotonic() - started)
-        finally:
-            # Only when the loop ends in the middle of a batch is anything left.
-            for waiting in (*batch, *self._queue):
-                waiting.order.done.cancel()
-            self._queue.clear()
+        while batch := self._take():
+            self._under_way = batch
+            started = time.monotonic()
+            outcomes = await self._store(batch)
+            self._under_way = []
+            self._deliver(batch, outcomes, time.monotonic() - started)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Leave no caller waiting for a loop that was ended from outside, or by a bug, which they hear of."""
+        error = None if task.cancelled() else task.exception()
+        if error is None and not task.cancelled():
+            return
+        for waiting in (*self._under_way, *self._queue):
+            waiting.order.fail(error)
+        self._under_way = []
+        self._queue.clear()
 
     def _take(self) -> list[Waiting]:
         """The next batch; messages whose caller has gone away stay behind."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
+import redis.exceptions
 from msgspec import Struct
 
-from streamlib.redisio.connection import CLIENT_ERRORS, ErrorClass, RedisDoor, classify, error_code
+from streamlib.redisio.connection import ErrorClass, RedisDoor, classify
 from streamlib.settings import Settings
 
 MIN_REDIS = (7, 0)
@@ -49,10 +50,10 @@ class Finding(Struct, frozen=True):
     fatal: bool
 
 
-async def probe(redis: RedisDoor) -> ServerInfo:
+async def probe(door: RedisDoor) -> ServerInfo:
     """Ask the server about itself; what it denies stays unknown. Raises what the client raises."""
-    info = _parse(await _allowed(redis, "INFO"))
-    policy = info.get("maxmemory_policy") or await _config(redis, "maxmemory-policy")
+    info = _parse(await _allowed(door, "INFO"))
+    policy = info.get("maxmemory_policy") or await _config(door, "maxmemory-policy")
     valkey = info.get("valkey_version")
     return ServerInfo(
         kind="valkey" if valkey else info.get("server_name", "redis"),
@@ -64,7 +65,7 @@ async def probe(redis: RedisDoor) -> ServerInfo:
         cluster=info.get("cluster_enabled") == "1",
         replicas=_number(info.get("connected_slaves")) or 0,
         read_only=info.get("role") == "slave" and info.get("slave_read_only", "1") == "1",
-        default_user_open=_open_user(await _allowed(redis, "ACL", "GETUSER", "default")),
+        default_user_open=_open_user(await _allowed(door, "ACL", "GETUSER", "default")),
     )
 
 
@@ -142,19 +143,19 @@ def _access(info: ServerInfo, settings: Settings) -> Finding:
     return Finding("access", True, shown[info.default_user_open], fatal=False)
 
 
-async def _allowed(redis: RedisDoor, *command: str) -> object:
+async def _allowed(door: RedisDoor, *command: str) -> object:
     """The reply, None where the server denies or does not have this command."""
     try:
-        reply: object = await redis.execute(*command)
-    except CLIENT_ERRORS as error:
-        if error_code(error) in ("NOPERM", "unknown") or classify(error) is ErrorClass.BUG:
+        reply: object = await door.execute(*command)
+    except redis.exceptions.ResponseError as error:
+        if classify(error) in (ErrorClass.CONFIG, ErrorClass.BUG):
             return None
         raise
     return reply
 
 
-async def _config(redis: RedisDoor, name: str) -> str:
-    reply = await _allowed(redis, "CONFIG", "GET", name)
+async def _config(door: RedisDoor, name: str) -> str:
+    reply = await _allowed(door, "CONFIG", "GET", name)
     if isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], bytes):
         return reply[1].decode()
     return ""

@@ -53,6 +53,24 @@ async def open_publisher(
             await publisher.close()
 
 
+def entries(client: redis.Redis, stream: str) -> list[tuple[str, dict[bytes, bytes]]]:
+    """The entries of a stream: id and fields."""
+    found: Any = client.xrange(stream)
+    return [(entry_id.decode(), fields) for entry_id, fields in found]
+
+
 def stored_ids(client: redis.Redis, *streams: str) -> list[str]:
     """The event ids in these streams, in their order."""
-    return [fields[b"id"].decode() for stream in streams for _, fields in client.xrange(stream)]
+    return [fields[b"id"].decode() for stream in streams for _, fields in entries(client, stream)]
+
+
+def add(client: redis.Redis, stream: str, event_id: str) -> str:
+    """Add an entry as a foreign program would; its id."""
+    added: Any = client.xadd(stream, {"id": event_id})
+    return str(added.decode())
+
+
+def deliver(client: redis.Redis, stream: str, group: str, count: int) -> list[str]:
+    """Let a consumer of the group read `count` entries; their ids."""
+    read: Any = client.xreadgroup(group, "c", {stream: ">"}, count=count)
+    return [entry_id.decode() for _, found in read for entry_id, _ in found]

@@ -12,9 +12,9 @@ import redis
 from streamlib.errors import PublishError, RedisUnavailable, StreamlibError
 from streamlib.redisio.publish_line import BATCH_EVENTS
 from streamlib.redisio.publisher import Publisher, Sent
-from streamlib.redisio.scripts import Script
+from streamlib.redisio.scripts import Arg, Script
 from tests.helpers.proxy import ChaosProxy
-from tests.helpers.publishing import ORDERS, Made, made, open_door, open_publisher, stored_ids, topic
+from tests.helpers.publishing import ORDERS, Made, entries, made, open_door, open_publisher, stored_ids, topic
 from tests.helpers.servers import RedisProc
 from tests.helpers.waiting import eventually
 
@@ -28,7 +28,7 @@ async def connect() -> AsyncIterator[Connect]:
     """`await connect(url, timeout_s=..., retry_s=...)`: a publisher, closed when the test ends."""
     async with AsyncExitStack() as opened:
 
-        async def enter(url: str, **settings: float) -> Publisher:
+        async def enter(url: str, **settings: Any) -> Publisher:
             return await opened.enter_async_context(open_publisher(url, **settings))
 
         yield enter
@@ -39,8 +39,8 @@ async def test_a_published_event_lies_where_its_position_says(
 ) -> None:
     message = ORDERS.message(Made(order_id="o-1", note="é"))
     position = await (await connect(redis_url)).publish(ORDERS, message)
-    ((entry_id, fields),) = client.xrange("orders")
-    assert (position.topic, position.partition, position.entry_id) == ("orders", 0, entry_id.decode())
+    ((entry_id, fields),) = entries(client, "orders")
+    assert (position.topic, position.partition, position.entry_id) == ("orders", 0, entry_id)
     assert list(fields) == [b"id", b"type", b"v", b"key", b"data"]
     assert fields[b"id"].decode() == message.id
     assert fields[b"data"] == '{"order_id":"o-1","note":"é"}'.encode()
@@ -52,9 +52,9 @@ async def test_results_come_in_order_over_partitions_and_batches(
     messages = [made(number, SPREAD) for number in range(2_500)]
     results = await (await connect(redis_url)).send(SPREAD, messages)
     by_position = {
-        (partition, entry_id.decode()): fields[b"id"].decode()
+        (partition, entry_id): fields[b"id"].decode()
         for partition in range(4)
-        for entry_id, fields in client.xrange(f"spread.{partition}")
+        for entry_id, fields in entries(client, f"spread.{partition}")
     }
     sent = [result for result in results if isinstance(result, Sent)]
     found = [by_position[result.position.partition, result.position.entry_id] for result in sent]
@@ -70,7 +70,7 @@ async def test_a_lost_reply_is_sent_again_and_nothing_doubles(
     for number in range(1, 6):
         proxy.drop_next_reply(b"o-")
         position = await publisher.publish(ORDERS, made(number))
-        assert client.xrange("orders")[-1][0].decode() == position.entry_id
+        assert entries(client, "orders")[-1][0] == position.entry_id
     assert proxy.struck == 5
     assert client.xlen("orders") == 6
 
@@ -83,16 +83,16 @@ async def test_a_batch_cut_in_its_reply_gives_the_first_answer_again(
     messages = [made(number) for number in range(1_200)]
     proxy.cut_replies_after(3_000)
     results = await publisher.send(ORDERS, messages)
-    entries = {entry_id.decode(): fields[b"id"].decode() for entry_id, fields in client.xrange("orders")}
+    stored = {entry_id: fields[b"id"].decode() for entry_id, fields in entries(client, "orders")}
     assert proxy.struck == 1
-    assert [entries[r.position.entry_id] for r in results if isinstance(r, Sent)] == [m.id for m in messages]
-    assert len(entries) == 1_201
+    assert [stored[r.position.entry_id] for r in results if isinstance(r, Sent)] == [m.id for m in messages]
+    assert len(stored) == 1_201
 
 
 async def test_an_overtaken_batch_that_arrives_late_is_refused(redis_url: str, client: redis.Redis) -> None:
     """A packet of a connection that was given up may be carried out much later."""
     script, keys = Script("publish"), ["orders", "{orders}:producers"]
-    event = [0, 0, 1, 2, b"id", b"e-1"]
+    event: list[Arg] = [0, 0, 1, 2, b"id", b"e-1"]
     async with open_door(redis_url) as door:
         first = await script.run(door, keys, ["producer", 1, *event])
         second = await script.run(door, keys, ["producer", 2, *event])
@@ -162,7 +162,7 @@ async def test_what_redis_never_answered_is_an_error_for_each_event_and_soon(
     proxy.blackhole()
     results = await publisher.send(ORDERS, [made(number) for number in range(1, 3_001)])
     assert all(isinstance(result, PublishError) for result in results)
-    assert isinstance(results[0].__cause__, RedisUnavailable)  # type: ignore[union-attr]
+    assert isinstance(results[0].__cause__, RedisUnavailable)
     assert len({id(result) for result in results}) == 3_000
     with pytest.raises(RedisUnavailable):
         await publisher.publish(ORDERS, made(3_001))

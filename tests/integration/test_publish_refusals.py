@@ -17,7 +17,7 @@ from streamlib.errors import (
     WrongKeyType,
 )
 from streamlib.redisio.publisher import Sent
-from streamlib.redisio.scripts import Script
+from streamlib.redisio.scripts import Arg, Script
 from streamlib.settings import LimitSettings
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.publishing import ORDERS, Made, made, open_door, open_publisher, stored_ids, topic
@@ -34,7 +34,7 @@ def kinds(results: list[Any]) -> list[str]:
 
 
 def everything(client: redis.Redis) -> dict[bytes, bytes | None]:
-    return {key: client.dump(key) for key in client.scan_iter()}  # type: ignore[misc]
+    return {key: client.dump(key) for key in client.scan_iter()}
 
 
 async def test_events_are_admitted_in_order_until_the_topic_is_full(redis_url: str, client: redis.Redis) -> None:
@@ -172,7 +172,8 @@ async def test_out_of_memory_leaves_nothing_half_written(own_server: Callable[..
 
 async def test_an_answer_is_given_again_even_without_memory(own_server: Callable[..., RedisProc]) -> None:
     server = own_server()
-    script, keys, args = Script("publish"), ["orders", "{orders}:producers"], ["p", 1, 0, 0, 1, 2, b"id", b"e"]
+    script, keys = Script("publish"), ["orders", "{orders}:producers"]
+    args: list[Arg] = ["p", 1, 0, 0, 1, 2, b"id", b"e"]
     with server.client() as client:
         async with open_door(server.url) as door:
             first = await script.run(door, keys, args)

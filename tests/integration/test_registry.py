@@ -8,7 +8,7 @@ import redis
 from streamlib.errors import DeclarationError, RedisUnavailable, TopicMismatch, WrongKeyType
 from streamlib.keys import Keys
 from streamlib.redisio import registry
-from tests.helpers.publishing import ORDERS, open_door, topic
+from tests.helpers.publishing import ORDERS, add, deliver, open_door, topic
 from tests.helpers.servers import free_port
 
 SPREAD = topic("spread", partitions=3)
@@ -40,17 +40,17 @@ async def test_a_group_exists_on_every_partition_from_the_first_entry(redis_url:
     for partition in range(3):
         stream = f"spread.{partition}"
         assert groups(client, stream) == {"email": "0-0", "view": "0-0"}
-        assert groups(client, "{%s}:again:email" % stream) == {"email": "0-0"}
-        assert not client.exists("{%s}:again:view" % stream)
+        assert groups(client, KEYS.stream("spread", partition, 3).again("email")) == {"email": "0-0"}
+        assert not client.exists(KEYS.stream("spread", partition, 3).again("view"))
 
 
 async def test_declaring_again_moves_no_group(redis_url: str, client: redis.Redis) -> None:
     async with open_door(redis_url) as door:
         await registry.declare_group(door, KEYS, ORDERS, "email", "handler", ["Made"])
-        entry_id = client.xadd("orders", {"id": "e-1"})
-        client.xreadgroup("email", "c", {"orders": ">"})
+        entry_id = add(client, "orders", "e-1")
+        assert deliver(client, "orders", "email", 10) == [entry_id]
         await registry.declare_group(door, KEYS, ORDERS, "email", "handler", ["Made"])
-    assert groups(client, "orders") == {"email": entry_id.decode()}
+    assert groups(client, "orders") == {"email": entry_id}
 
 
 async def test_a_group_does_not_change_its_kind(redis_url: str) -> None:
@@ -89,15 +89,14 @@ async def test_no_redis_is_said_after_the_retries() -> None:
 
 
 async def test_a_lost_group_goes_on_where_it_was_remembered(redis_url: str, client: redis.Redis) -> None:
-    ids = [client.xadd("orders", {"id": f"e-{n}"}).decode() for n in range(4)]
+    ids = [add(client, "orders", f"e-{n}") for n in range(4)]
     async with open_door(redis_url) as door:
         await registry.declare_group(door, KEYS, ORDERS, "email", "handler", ["Made"])
         assert await registry.restore_group(door, KEYS, ORDERS, "email", 0) == "0"
         await registry.remember_position(door, KEYS, "orders", "email", 0, ids[1])
         client.xgroup_destroy("orders", "email")
         assert await registry.restore_group(door, KEYS, ORDERS, "email", 0) == ids[1]
-        ((_, entries),) = client.xreadgroup("email", "c", {"orders": ">"})
-        assert [entry_id.decode() for entry_id, _ in entries] == ids[2:]
+        assert deliver(client, "orders", "email", 10) == ids[2:]
 
 
 async def test_a_stream_that_lost_its_end_is_read_from_the_start(redis_url: str, client: redis.Redis) -> None:

@@ -10,7 +10,7 @@ from streamlib.message import entry_order
 from streamlib.redisio import registry, retention
 from streamlib.redisio.retention import TrimResult
 from streamlib.settings import RetentionSettings
-from tests.helpers.publishing import ORDERS, made, open_door, open_publisher, topic
+from tests.helpers.publishing import ORDERS, deliver, entries, made, open_door, open_publisher, topic
 
 KEYS = Keys()
 ALL = RetentionSettings(max_age_s=0, max_len=1)
@@ -41,15 +41,14 @@ def fill(client: redis.Redis, number: int, *, age_ms: int = 0) -> list[str]:
 
 def read(client: redis.Redis, group: str, count: int, *, ack: int | None = None) -> list[str]:
     """Deliver `count` entries and acknowledge the first `ack` of them, all by default."""
-    ((_, entries),) = client.xreadgroup(group, "c", {"orders": ">"}, count=count)
-    ids = [entry_id.decode() for entry_id, _ in entries]
+    ids = deliver(client, "orders", group, count)
     for entry_id in ids[:ack]:
         client.xack("orders", group, entry_id)
     return ids
 
 
 def left(client: redis.Redis) -> list[str]:
-    return [entry_id.decode() for entry_id, _ in client.xrange("orders")]
+    return [entry_id for entry_id, _ in entries(client, "orders")]
 
 
 async def test_what_is_old_and_finished_goes(redis_url: str, client: redis.Redis) -> None:
@@ -114,7 +113,7 @@ async def test_a_declared_group_that_is_missing_needs_everything(redis_url: str,
     read(client, "email", 200)
     client.xgroup_destroy("orders", "stock")
     result = await trim(redis_url, ALL)
-    assert (result.trimmed, result.blocked_by) == (0, {"stock"})
+    assert (result.trimmed, result.blocked_by) == (0, frozenset({"stock"}))
     assert left(client) == ids
 
 
@@ -131,7 +130,7 @@ async def test_a_topic_that_was_never_published_to(redis_url: str) -> None:
 async def test_a_projection_counts_by_its_last_delivered_id(redis_url: str, client: redis.Redis) -> None:
     await declare(redis_url, "view", kind="projection")
     ids = fill(client, 300, age_ms=7_200_000)
-    client.execute_command("XGROUP", "SETID", "orders", "view", ids[199], "ENTRIESREAD", 200)
+    client.xgroup_setid("orders", "view", ids[199], entries_read=200)
     result = await trim(redis_url, HOUR)
     assert left(client) == ids[200:]
     assert result.partitions[0].positions == {"view": ids[199]}
