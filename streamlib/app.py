@@ -277,7 +277,7 @@ class App:
             info = await door.persist(probe, give_up_s=door.settings.retry_s)
         except CLIENT_ERRORS as error:
             raise translate(error, door.settings.url) from error
-        fatal = [finding for finding in server.check(info, self.settings.redis) if finding.fatal and not finding.ok]
+        fatal = [finding for finding in server.check(info, self.settings) if finding.fatal and not finding.ok]
         if fatal:
             raise RedisUnfit("; ".join(finding.detail for finding in fatal))
         self._server = f"{info.kind} {info.version}"

@@ -221,7 +221,7 @@ def can_hold_nan(cls: Any) -> bool:
 def refuse_nan(value: Any, label: str) -> None:
     """Raise PublishError if a NaN or an infinity stands anywhere in `value`: JSON would store it as null."""
     if isinstance(value, float | Decimal):
-        if not math.isfinite(value):
+        if not (value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)):
             raise PublishError(f"{label} is {value}: NaN and infinity cannot be stored")
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:

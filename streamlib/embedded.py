@@ -116,9 +116,7 @@ def resolve(url: str) -> tuple[str, EmbeddedServer | None]:
         return url, None
     directory = url.removeprefix(SCHEME)
     if not directory:
-        raise ConfigError(
-            "embedded:// names no directory; write embedded://DIR, for example embedded://./data"
-        )
+        raise ConfigError("embedded:// names no directory; write embedded://DIR, for example embedded://./data")
     server = open_embedded(Path(directory))
     return server.url, server
 
@@ -172,9 +170,7 @@ def _private_directory(directory: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"embedded://{directory}: cannot use this directory: {error}") from error
     if status.st_uid != os.geteuid():
-        raise ConfigError(
-            f"embedded://{directory}: the directory belongs to another user (uid {status.st_uid})"
-        )
+        raise ConfigError(f"embedded://{directory}: the directory belongs to another user (uid {status.st_uid})")
     return home
 
 
@@ -230,9 +226,7 @@ def _server_binary() -> Path:
     try:
         return Path(_binary.get_binary_path())
     except ValkeyBinaryNotFoundError as error:
-        raise ConfigError(
-            f"embedded:// has no server for this platform: {error}; use a running Redis"
-        ) from error
+        raise ConfigError(f"embedded:// has no server for this platform: {error}; use a running Redis") from error
 
 
 def _choose_socket_path(home: Path) -> Path:
@@ -299,9 +293,7 @@ def _end_server(home: Path, process: subprocess.Popen[bytes] | None) -> None:
             if _server_gone(home, process):
                 return
             time.sleep(_POLL_S)
-    raise RedisUnavailable(
-        f"embedded server in {home} does not end; end the process named in {home / _PID_FILE}"
-    )
+    raise RedisUnavailable(f"embedded server in {home} does not end; end the process named in {home / _PID_FILE}")
 
 
 def _server_gone(home: Path, process: subprocess.Popen[bytes] | None) -> bool:
@@ -339,9 +331,7 @@ def _unlock(descriptor: int) -> None:
 
 
 def _no_answer(home: Path, startup_s: float, *, owned: bool) -> str:
-    way_out = (
-        "" if owned else f" Its owner lives: end the process that holds {home / _OWNER_LOCK}, try again."
-    )
+    way_out = "" if owned else f" Its owner lives: end the process that holds {home / _OWNER_LOCK}, try again."
     return f"embedded server in {home} does not answer after {startup_s:g} s.{way_out}{_log(home)}"
 
 

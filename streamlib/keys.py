@@ -28,9 +28,7 @@ def check_namespace(namespace: str) -> str:
     if namespace:
         check_name("namespace", namespace)
     if namespace == OWN_NAMESPACE:
-        raise DeclarationError(
-            "namespace 'streamlib' is kept for the registry; choose another redis.namespace"
-        )
+        raise DeclarationError("namespace 'streamlib' is kept for the registry; choose another redis.namespace")
     return namespace
 
 

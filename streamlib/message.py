@@ -36,13 +36,7 @@ def new_event_id() -> str:
     """A UUIDv7 (RFC 9562): sortable by creation time, so index pages stay warm."""
     ms = time.time_ns() // 1_000_000
     tail = int.from_bytes(os.urandom(10), "big")
-    value = (
-        (ms & (1 << 48) - 1) << 80
-        | 0x7 << 76
-        | (tail >> 68 & 0xFFF) << 64
-        | 0b10 << 62
-        | tail & (1 << 62) - 1
-    )
+    value = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (tail >> 68 & 0xFFF) << 64 | 0b10 << 62 | tail & (1 << 62) - 1
     return str(uuid.UUID(int=value))
 
 

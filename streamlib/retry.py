@@ -25,9 +25,7 @@ class Retry(Struct, frozen=True, kw_only=True):
         if self.max_attempts < 1:
             raise DeclarationError(f"Retry(max_attempts={self.max_attempts}): at least 1, the first run")
         if not 0 <= self.base <= self.cap <= 30 * 86_400:
-            raise DeclarationError(
-                f"Retry(base={self.base}, cap={self.cap}): 0 <= base <= cap <= 2592000 seconds"
-            )
+            raise DeclarationError(f"Retry(base={self.base}, cap={self.cap}): 0 <= base <= cap <= 2592000 seconds")
 
     def delay_ms(self, attempt: int, rng: random.Random) -> int:
         """Milliseconds to wait after attempt number `attempt` (1 for the first run) has failed."""

@@ -23,7 +23,7 @@ from streamlib.settings import WorkerSettings
 from streamlib.topic import TopicSpec
 from streamlib.worker.executor import bury_as_dead
 from streamlib.worker.handlers import GroupSpec
-from streamlib.worker.inflight import InFlight
+from streamlib.worker.inflight import InFlight, Key
 from streamlib.worker.lanes import Lanes
 from streamlib.worker.settling import Settling
 from streamlib.worker.work import NO_HANDLER, Ended, Group, Work
@@ -66,7 +66,8 @@ class Consumer:
         }
         self._inbox: deque[Received] = deque()
         self._inbox_bytes = 0
-        self._suspects: asyncio.Queue[tuple[Received, Lanes]] = asyncio.Queue()
+        self._waiting: set[Key] = set()
+        self._suspects: asyncio.Queue[tuple[Received, Lanes, float]] = asyncio.Queue()
         self._busy: dict[asyncio.TimerHandle, Received] = {}
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -84,8 +85,9 @@ class Consumer:
 
     @property
     def room(self) -> tuple[int, int]:
-        """How many more entries, and bytes, may be read ahead."""
-        entries = self._parts.settings.batch - len(self._inbox)
+        """How many more entries, and bytes, may be read ahead: what can start before others would look for it."""
+        startable = sum(lanes.limit for lanes in self._lanes.values())
+        entries = min(self._parts.settings.batch, max(startable // 2, 1)) - len(self._inbox)
         return max(entries, 0), max(self._parts.settings.prefetch_bytes - self._inbox_bytes, 0)
 
     async def wait_for_room(self) -> None:
@@ -96,8 +98,10 @@ class Consumer:
     def offer(self, received: Sequence[Received]) -> None:
         """Entries that now lie in our pending list."""
         for one in received:
-            if InFlight.key(one.delivery, self._group.group) in self._parts.inflight:
-                continue  # handed to us again (restored pending list, our own late reclaim) while it still runs here
+            key = InFlight.key(one.delivery, self._group.group)
+            if key in self._waiting or key in self._parts.inflight:
+                continue  # handed to us again (our own reclaim, a restored pending list) while we still have it
+            self._waiting.add(key)
             self._inbox.append(one)
             self._inbox_bytes += one.delivery.size
             self._parts.metrics.received(one.delivery.how, 1)
@@ -157,6 +161,7 @@ class Consumer:
         to_claim: dict[int, list[tuple[Received, Lanes | None]]] = {}
         for received, lanes in chosen:
             if lanes is None and self._may_skip(received):
+                self._leave(received)
                 self._parts.settling.put(Ended(ack(received.delivery), "skipped"))
             else:
                 to_claim.setdefault(received.delivery.partition, []).append((received, lanes))
@@ -197,6 +202,8 @@ class Consumer:
     def _sort(self, received: Received, lanes: Lanes | None, answer: Claimed) -> None:
         """What follows from the answer to a claim."""
         delivery = received.delivery
+        if answer.verdict in (Verdict.DUPLICATE, Verdict.RUN):
+            self._leave(received)
         if answer.verdict is Verdict.DUPLICATE:
             self._parts.settling.put(Ended(ack(delivery), "duplicate"))
         elif answer.verdict is Verdict.BUSY:
@@ -204,7 +211,8 @@ class Consumer:
         elif answer.verdict is Verdict.SUSPECT:
             if lanes is None:
                 lanes = next(iter(self._lanes.values()))
-            self._suspects.put_nowait((received, lanes))
+            confirm_at = time.monotonic() + self._parts.settings.lease_ms / 3000
+            self._suspects.put_nowait((received, lanes, confirm_at))
         else:
             self._start(received, lanes)
 
@@ -225,6 +233,10 @@ class Consumer:
             stored_s = Ended(ack(delivery), "ok").stored_ms / 1000
             self._parts.metrics.queue_wait(max(time.time() - stored_s, 0.0))
         lanes.put(work)
+
+    def _leave(self, received: Received) -> None:
+        """It waits no longer: it is in flight, or about to be settled."""
+        self._waiting.discard(InFlight.key(received.delivery, self._group.group))
 
     def _hold(self, delivery: Delivery, on_lost: Callable[[], None]) -> None:
         self._parts.inflight.add(delivery, self._group.group, on_lost)
@@ -291,9 +303,14 @@ class Consumer:
     # -- suspects -------------------------------------------------------------------------------------------------
 
     async def run_suspects(self, one_at_a_time: asyncio.Lock) -> None:
-        """Events whose worker died while it held them: one at a time in this process, beside normal work."""
+        """Events whose worker died while it held them: one at a time in this process, beside normal work.
+
+        A claim that has run out is looked at again after a third of the lease, more than a renewal period: while a
+        server hangs everybody's leases run out at once, and the living renew theirs when it wakes.
+        """
         while True:
-            received, lanes = await self._suspects.get()
+            received, lanes, confirm_at = await self._suspects.get()
+            await asyncio.sleep(max(confirm_at - time.monotonic(), 0.0))
             async with one_at_a_time:
                 await self.run_suspect(received, lanes)
 
@@ -302,6 +319,7 @@ class Consumer:
         if answer.verdict is not Verdict.RUN:
             self._sort(received, lanes, answer)
             return
+        self._leave(received)
         delivery, handler = received.delivery, lanes.handler
         limit = self._parts.settings.crash_limit
         error: Exception | None = None

@@ -17,6 +17,7 @@ from streamlib.worker.unit import GroupUnit
 
 _TYPES_EVERY_S = 2.0
 _GAUGES_EVERY_S = 5.0
+_COUNT_BOUND = 10_000
 _TRIM_EVERY_S = 30.0
 _SWEEP_EVERY_S = 60.0
 TYPES_LIVE_S = 3_600.0
@@ -52,7 +53,7 @@ class Keeper:
     async def refresh_gauges(self) -> float:
         found: list[TopicInfo] = []
         for topic in self._topics:
-            found += await inspect(self._door, self._keys, topic.name)
+            found += await inspect(self._door, self._keys, topic.name, count_bound=_COUNT_BOUND)
         self._gauges.update(found)
         return _GAUGES_EVERY_S
 

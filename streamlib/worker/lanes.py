@@ -13,6 +13,7 @@ from streamlib.worker.handlers import HandlerSpec
 from streamlib.worker.work import Ended, Work
 
 _SMOOTHING = 0.2
+_MOST = 500
 
 
 class Lanes:
@@ -61,15 +62,17 @@ class Lanes:
 
     @property
     def room(self) -> int:
-        """How many more may be claimed: no more than can start within a third of the lease."""
-        if self._stopping:
-            return 0
+        """How many more may be claimed."""
+        limit, waiting = self.limit, len(self._ready)
+        return limit - waiting if waiting <= limit // 2 and not self._stopping else 0
+
+    @property
+    def limit(self) -> int:
+        """How many may wait, claimed: no more than can start within a third of the lease."""
         startable = 2 * self._concurrency * self._batch
         if self._seconds_per_event is not None:
             startable = int(self._concurrency * self._third_s / max(self._seconds_per_event, 1e-6))
-        limit = min(max(startable, self._concurrency), max(500, self._concurrency * self._batch))
-        waiting = len(self._ready)
-        return limit - waiting if waiting <= limit // 2 else 0
+        return min(max(startable, self._concurrency), max(_MOST, self._concurrency * self._batch))
 
     def put(self, work: Work) -> None:
         self._ready.append(work)

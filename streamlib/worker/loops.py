@@ -23,7 +23,7 @@ async def repeat(
     on_error: Callable[[str, Exception], None],
     stopping: Callable[[], bool] = bool,
 ) -> None:
-    """Run `step` until cancelled, or until `stopping()` after a step; it returns the seconds to wait before the next one.
+    """Run `step` until cancelled, or until `stopping()` after a step; it returns the seconds to wait before the next.
 
     Errors of the client are reported and the step is tried again with backoff; NOGROUP calls `heal` first. Any other
     error is a bug and ends the loop, and with it the worker: a process must not look alive without this loop.

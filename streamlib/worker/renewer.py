@@ -22,7 +22,7 @@ EXIT_STALLED = 1
 
 
 class Renewer:
-    """Renews every third of the lease on a connection of its own.
+    """Renews every quarter of the lease on a connection of its own.
 
     It also watches the loop's heartbeat. A loop that is merely busy keeps its claims: nobody robs a slow worker. One
     that shows no sign of life for `stall_s` while this thread runs ends the process, so that others take its work.
@@ -47,7 +47,7 @@ class Renewer:
         self._worker_id = worker_id
         self._loop = loop
         self._on_error = on_error
-        self._period_s = settings.lease_ms / 3000
+        self._period_s = settings.lease_ms / 4000
         self._stop = threading.Event()
         self._beats = 0
         self._thread = threading.Thread(target=self._run, name="streamlib-renewer", daemon=True)

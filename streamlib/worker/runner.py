@@ -64,6 +64,7 @@ class Worker:
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{self.worker_id}"
         self._inflight = InFlight()
         self._units: list[GroupUnit] = []
+        self._projectors: dict[str, Projector] = {}
         self._draining = False
         self._started = False
         self._beat: Beat | None = None
@@ -98,8 +99,12 @@ class Worker:
         if self._draining or not self._started:
             return False, "draining" if self._draining else "starting"
         within_s = self._parts.settings.worker.block_ms / 1000 + self._parts.settings.redis.timeout_s
-        deaf = [unit.spec.group for unit in self._units if not unit.polled_within(within_s)]
-        return not deaf, f"no answer from Redis for {', '.join(deaf)}" if deaf else "ready"
+        problems = [
+            f"{unit.spec.group}: no answer from Redis" for unit in self._units if not unit.polled_within(within_s)
+        ]
+        for name, projector in self._projectors.items():
+            problems += [f"{name}: {problem}" for problem in projector.problems.values()]
+        return not problems, "; ".join(problems) or "ready"
 
     # ---------------------------------------------------------------------------------------------------------
 
@@ -137,9 +142,10 @@ class Worker:
         self._beat = Beat(renewer.beat, parts.metrics.loop_lag)
         parts.metrics.concurrency_limit(parts.settings.worker.concurrency)
         tasks = [task for unit in self._units for task in unit.start()]
+        self._projectors = {projection.name: self._projector(projection) for projection in parts.projections}
         projecting = [
-            asyncio.create_task(self._projector(p).run(stop_projecting), name=f"projector {p.name}")
-            for p in parts.projections
+            asyncio.create_task(projector.run(stop_projecting), name=f"projector {name}")
+            for name, projector in self._projectors.items()
         ]
         keeping = self._keep()
         self._started = True

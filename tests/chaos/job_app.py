@@ -54,7 +54,7 @@ async def leave_effects(event: Job, ctx: Context) -> None:
     if event.act == "fail once" and ctx.attempt == 1:
         raise ValueError("the first run fails")
     if event.act == "block":
-        time.sleep(float(os.environ["JOB_BLOCK_S"]))  # noqa: ASYNC251 - blocks the loop on purpose
+        time.sleep(float(os.environ["JOB_BLOCK_S"]))  # blocks the loop on purpose
     await asyncio.sleep(WORK_S)
     await ctx.state["effects"].rpush("effect:runs", f"{event.n} {ctx.attempt} {ctx.idempotency_key}")
     ctx.publish(jobs, Echoed(n=event.n, account=event.account))

@@ -62,11 +62,15 @@ local function decide(kind, ref, state)
     return "lost"
 end
 
-local outcomes, at, key = {}, 5, 7
+local outcomes, at, key, ended = {}, 5, 7, {}
 while at <= #ARGV do
     local one = { kind = ARGV[at], ref = ARGV[at + 1], number = tonumber(ARGV[at + 2]), first = at + 4, key = KEYS[key] }
     one.count = tonumber(ARGV[at + 3])
     one.verdict = decide(one.kind, one.ref, redis.call("GET", one.key))
+    if one.verdict == "write" then
+        one.verdict = ended[one.key] and "settled" or "write" -- one entry twice in a batch has one outcome
+        ended[one.key] = true
+    end
     outcomes[#outcomes + 1] = one
     at, key = one.first + one.count, key + 1
 end
