@@ -159,7 +159,11 @@ class _Demo:
             await asyncio.sleep(_LOOK_S)
         victim.kill()
         held = await self._held(consumers)
-        self._tell(f"killed {victim.name} (SIGKILL) while it held {held:,} events")
+        self._tell(
+            f"killed {victim.name} (SIGKILL) while it held {held:,} events"
+            if held
+            else f"killed {victim.name} (SIGKILL); too few events to catch it at work"
+        )
         return held
 
     async def _until_settled(self, survivor: WorkerProcess) -> None:
@@ -255,13 +259,22 @@ def _end(number: int, frame: FrameType | None) -> None:
 def _until_ended(work: Coroutine[Any, Any, DemoResult]) -> DemoResult:
     """Run the work in an event loop, where SIGTERM cancels it: an exception out of nowhere would break the loop."""
 
-    async def ended_by_signal() -> DemoResult:
+    terminated = asyncio.Event()
+
+    async def run() -> DemoResult:
         task = asyncio.current_task()
-        if task is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+        def end() -> None:
+            terminated.set()
+            if task is not None:
+                task.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
         return await work
 
     try:
-        return asyncio.run(ended_by_signal())
+        return asyncio.run(run())
     except asyncio.CancelledError:
-        sys.exit(128 + signal.SIGTERM)
+        if terminated.is_set():
+            sys.exit(128 + signal.SIGTERM)
+        raise
