@@ -54,7 +54,7 @@ async def test_an_fsynced_event_is_confirmed(own_server: Servers, kind: str) -> 
 
 
 async def test_what_is_never_fsynced_is_not_confirmed(own_server: Servers) -> None:
-    server = own_server(aof=True, conf={"appendfsync": "no"})
+    server = own_server(kind="valkey", aof=True, conf={"appendfsync": "no"})
     async with open_publisher(server.url, timeout_s=0.5) as publisher:
         with pytest.raises(NotConfirmed, match=r"stored as orders \d+-\d+ .*not fsynced") as raised:
             await publisher.publish(SYNCED, made(1, SYNCED))
