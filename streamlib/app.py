@@ -20,6 +20,7 @@ from streamlib.metrics.worker import WorkerMetrics
 from streamlib.read_model import Index, ReadModel
 from streamlib.redisio import registry, server
 from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
+from streamlib.redisio.durability import check_durability
 from streamlib.redisio.publisher import Publisher
 from streamlib.retry import Retry
 from streamlib.settings import Settings, load_settings
@@ -199,7 +200,7 @@ class App:
             key=key,
             indexes=indexes,
             on_error=on_error,
-            keys=self.keys,
+            keys=lambda: self.keys,
             redis=lambda: self.redis,
         )
         return self.projections[name]
@@ -285,6 +286,7 @@ class App:
 
     async def _declare(self, door: RedisDoor) -> None:
         for topic in self.topics.values():
+            await check_durability(door, topic.spec)
             await registry.declare_topic(door, self.keys, topic.spec)
         for spec in self.groups.values():
             await registry.declare_group(door, self.keys, spec.topic, spec.group, "handler", spec.type_names)

@@ -128,14 +128,13 @@ class NativeCodec:
 class FlatCodec:
     """Entries of other programs whose fields are the event's own: `XADD readings * sensor a7 celsius 21.5`.
 
-    Values are text and are converted to the class's types. The type is the topic's only class, or stands in the
-    field `type_field`. The event id is the entry id, or stands in the field `id_field`.
+    Values are text and are converted to the class's types. The type is that of `event`, unless the field
+    `type_field` names another. The event id is the entry id.
     """
 
-    def __init__(self, event: type[Event], *, type_field: str = "", id_field: str = "") -> None:
+    def __init__(self, event: type[Event], *, type_field: str = "") -> None:
         self._default = event
         self._type_field = type_field.encode()
-        self._id_field = id_field.encode()
         self._data = _Data("json", strict=False)
         self.encode = self._data.encode
 
@@ -144,9 +143,8 @@ class FlatCodec:
         type_name, version = event_type(self._default), event_version(self._default)
         if self._type_field and self._type_field in named:
             type_name = _text(entry_id, "type", named.pop(self._type_field))
-        event_id = _event_id(entry_id, named[self._id_field]) if self._id_field in named else entry_id
         values = {_text(entry_id, "name", k): _text(entry_id, _show(k), v) for k, v in named.items()}
-        return Message(id=event_id, type=type_name, version=version, data=msgspec.json.encode(values))
+        return Message(id=entry_id, type=type_name, version=version, data=msgspec.json.encode(values))
 
     def write(self, message: Message) -> Fields:
         values = msgspec.json.decode(message.data, type=dict[str, Any])
@@ -154,8 +152,6 @@ class FlatCodec:
         if nested:
             raise PublishError(f"{message.type}: a flat entry cannot hold the nested field {nested[0]!r}")
         fields = [part for k, v in values.items() if v is not None for part in (k.encode(), _flat(v))]
-        if self._id_field and self._id_field.decode() not in values:
-            fields += (self._id_field, message.id.encode())
         if self._type_field:
             fields += (self._type_field, message.type.encode())
         return fields

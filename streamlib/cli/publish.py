@@ -17,7 +17,7 @@ from streamlib.cli.exits import Exit
 from streamlib.cli.options import Given, json_option, shared_options
 from streamlib.cli.output import note, print_json, progress
 from streamlib.cli.session import translated
-from streamlib.errors import NotFound, PublishError, StreamlibError, UnknownType
+from streamlib.errors import NotFound, PublishError, RedisError, StreamlibError, UnknownType
 from streamlib.event import Event, event_type, event_version
 from streamlib.message import Message
 from streamlib.redisio.publisher import Sent
@@ -148,6 +148,8 @@ def _class_of(topic: TopicSpec, line: Line) -> type[Event]:
 
 def _count(numbers: Sequence[int], results: Sequence[Sent | PublishError], tally: Tally) -> None:
     for number, result in zip(numbers, results, strict=True):
+        if isinstance(result, PublishError) and isinstance(result.__cause__, RedisError):
+            raise result.__cause__
         if isinstance(result, PublishError):
             tally.fail(number, result)
         elif result.duplicate:

@@ -22,7 +22,6 @@ class Again(Struct, frozen=True, array_like=True):
     since_ms: int
     why: str
     fields: list[bytes]
-    replays: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -61,9 +61,7 @@ class Held(Struct, frozen=True):
     event_id: str
 
 
-def renew(
-    redis: SyncClient, held: Sequence[Held], *, consumer: str, worker_id: str, lease_ms: int
-) -> list[str]:
+def renew(redis: SyncClient, held: Sequence[Held], *, consumer: str, worker_id: str, lease_ms: int) -> list[str]:
     """Renew claims on entries of one stream (at most 500); the refs whose claim was lost. Safe to send twice."""
     keys, group = held[0].keys, held[0].group
     reply = _renew.run_sync(

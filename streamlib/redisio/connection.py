@@ -118,9 +118,7 @@ def translate(error: Exception, url: str) -> StreamlibError:
     if code == "NOPERM" or isinstance(error, redis.exceptions.NoPermissionError):
         return RedisUnavailable(f"Redis at {where} denies a command: {error}; grant the user that right")
     if error_class is ErrorClass.CONFIG:
-        return RedisUnavailable(
-            f"Redis at {where} refused our credentials or setup: {error}; check redis.url"
-        )
+        return RedisUnavailable(f"Redis at {where} refused our credentials or setup: {error}; check redis.url")
     if error_class is ErrorClass.PAUSE:
         return RedisUnavailable(f"Redis at {where} takes no writes now: {error}")
     if code == "READONLY" or isinstance(error, redis.exceptions.ReadOnlyError):
@@ -137,9 +135,7 @@ class RedisDoor:
     5 s; both are off here. Whoever may repeat a command says so with `persist`.
     """
 
-    def __init__(
-        self, settings: RedisSettings, async_factory: AsyncFactory, sync_factory: SyncFactory
-    ) -> None:
+    def __init__(self, settings: RedisSettings, async_factory: AsyncFactory, sync_factory: SyncFactory) -> None:
         self.settings = settings
         self._async_factory = async_factory
         self._sync_factory = sync_factory
@@ -214,11 +210,7 @@ class RedisDoor:
                 error_class = classify(error)
                 if on_error is not None:
                     on_error(error_class.value, error)
-                patient = (
-                    give_up_s is None
-                    and error_class is ErrorClass.CONFIG
-                    and error_code(error) != "WRONGTYPE"
-                )
+                patient = give_up_s is None and error_class is ErrorClass.CONFIG and error_code(error) != "WRONGTYPE"
                 if error_class not in RETRYABLE and not patient:
                     raise
                 waited = time.monotonic() - started
@@ -265,9 +257,7 @@ _LATER_SCHEMES = ("sentinel", "cluster")
 def _options(settings: RedisSettings) -> dict[str, Any]:
     scheme = urlsplit(settings.url).scheme
     if scheme == "embedded":
-        raise ConfigError(
-            f"redis.url {settings.url}: the embedded server was not started; use an App or the CLI"
-        )
+        raise ConfigError(f"redis.url {settings.url}: the embedded server was not started; use an App or the CLI")
     if scheme in _LATER_SCHEMES:
         raise ConfigError(f"redis.url {redact(settings.url)}: {scheme}:// is not supported by this version")
     if scheme not in _SCHEMES:

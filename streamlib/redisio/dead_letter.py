@@ -66,11 +66,7 @@ def dead_letter_fields(
         failure.reason, failure.error, failure.traceback, fingerprint(group, failure), str(attempts), entry_id,
         group, consumer, str(at_ms),
     )  # fmt: skip
-    extra = [
-        part
-        for pair in zip(_NAMES, (v.encode("utf-8", "replace") for v in values), strict=True)
-        for part in pair
-    ]
+    extra = [part for pair in zip(_NAMES, (v.encode("utf-8", "replace") for v in values), strict=True) for part in pair]
     return [*fields, *extra]
 
 

@@ -76,7 +76,7 @@ async def replay(
 
     Safe to send twice: the second answer is GONE.
     """
-    body = pack(Again(letter.entry_id, 0, 0, "replayed", letter.fields, 1))
+    body = pack(Again(letter.entry_id, 0, 0, "replayed", letter.fields))
     code = await _replay.run(
         redis,
         [keys.dead(group), keys.again(group), keys.idem(group, event_id)],

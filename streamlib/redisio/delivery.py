@@ -30,7 +30,6 @@ class Delivery(Struct, kw_only=True, eq=False):
     how: How
     attempts: int = 0
     since_ms: int = 0
-    replays: int = 0
 
     @property
     def ref(self) -> str:

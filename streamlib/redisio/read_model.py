@@ -53,7 +53,7 @@ class ViewReader(Generic[Row]):
     def __init__(
         self,
         redis: Callable[[], RedisDoor],
-        keys: Keys,
+        keys: Callable[[], Keys],
         topic: str,
         partitions: int,
         view: str,
@@ -131,10 +131,10 @@ class ViewReader(Generic[Row]):
         generation, seen_at = self._generation
         if time.monotonic() - seen_at > _GENERATION_S:
             redis = self._redis()
-            generation = await self._persist(lambda: live_generation(redis, self._keys, self._topic, self._view))
+            generation = await self._persist(lambda: live_generation(redis, self._keys(), self._topic, self._view))
             self._generation = generation, time.monotonic()
         return [
-            ViewKeys(self._keys.stream(self._topic, p, self._partitions), self._view, generation)
+            ViewKeys(self._keys().stream(self._topic, p, self._partitions), self._view, generation)
             for p in range(self._partitions)
         ]
 

@@ -64,9 +64,7 @@ class Reader:
         """Entries nobody touched for `idle_ms`, from `cursor` on; the next cursor ("0-0" at the end)."""
         keys = self._partitions[partition]
         stream = keys.again(self._group) if again else keys.stream
-        reply = await redis.execute(
-            "XAUTOCLAIM", stream, self._group, self._consumer, idle_ms, cursor, "COUNT", count
-        )
+        reply = await redis.execute("XAUTOCLAIM", stream, self._group, self._consumer, idle_ms, cursor, "COUNT", count)
         found = [self._receive(partition, again, "reclaimed", *entry) for entry in reply[1] if entry and entry[1]]
         gone = [entry_id.decode() for entry_id in (reply[2] if len(reply) > 2 else ())]
         return reply[0].decode(), found, Missing(stream, gone)
@@ -79,7 +77,7 @@ class Reader:
             try:
                 kept = unpack(entry_id, fields)
                 event_id = fields[1].decode("utf-8", "replace")
-                extra = {"attempts": kept.attempts, "since_ms": kept.since_ms, "replays": kept.replays}
+                extra = {"attempts": kept.attempts, "since_ms": kept.since_ms}
                 origin_id, fields = kept.entry_id, kept.fields
             except DecodeError as problem:
                 error = problem

@@ -54,9 +54,7 @@ def give_back(delivery: Delivery, *, claimed: bool) -> Settlement:
     return Settlement(delivery, "back" if claimed else "return", 0, (delivery.event_id, pack(again)))
 
 
-def bury(
-    delivery: Delivery, failure: Failure, *, attempts: int, group: str, consumer: str, now_ms: int
-) -> Settlement:
+def bury(delivery: Delivery, failure: Failure, *, attempts: int, group: str, consumer: str, now_ms: int) -> Settlement:
     """The event goes to the group's dead letters."""
     fields = dead_letter_fields(
         delivery.fields,
@@ -104,4 +102,4 @@ async def settle(
 
 
 def _again(delivery: Delivery, attempts: int, since_ms: int, why: str) -> Again:
-    return Again(delivery.origin_id, attempts, since_ms, why, delivery.fields, delivery.replays)
+    return Again(delivery.origin_id, attempts, since_ms, why, delivery.fields)

@@ -26,7 +26,7 @@ class FakeServer:
         """A door that leads here, whatever `settings.url` says; open as many as you like."""
         return RedisDoor(
             settings,
-            lambda _timeout_s: _AsyncClient(server=self._server, protocol=2),
+            lambda _timeout_s: _AsyncClient(server=self._server, protocol=2, socket_timeout=None),
             lambda _timeout_s: fakeredis.FakeRedis(server=self._server, protocol=2),
         )
 

@@ -12,7 +12,7 @@ from concurrent.futures import Executor as Threads
 from typing import Any
 
 from streamlib.codec import Fields
-from streamlib.errors import PublishError, Reject, RetryLater, StreamlibError
+from streamlib.errors import PublishError, RedisError, Reject, RetryLater, StreamlibError
 from streamlib.message import Message
 from streamlib.redisio.dead_letter import Failure, Reason
 from streamlib.redisio.publisher import Publisher
@@ -178,6 +178,8 @@ class Executor:
 
     def _failed(self, work: Work, error: BaseException, seconds: float) -> Ended:
         policy, attempts = work.handler.retry, work.delivery.attempts + 1
+        if isinstance(error, PublishError) and isinstance(error.__cause__, RedisError):
+            return Ended(give_back(work.delivery, claimed=True), "released", work.handler.name)  # not its fault
         if isinstance(error, Reject | HandlerReturned):
             return self._bury(work, Failure.of("rejected", error), seconds)
         last = attempts >= policy.max_attempts

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from streamlib.redisio.connection import CLIENT_ERRORS, error_code
 
 logger = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 5.0
+
+_CANCEL_S = 5.0
 
 Heal = Callable[[], Awaitable[None]]
 
@@ -40,6 +43,20 @@ async def repeat(
                 await _try_heal(name, heal, on_error)
             wait_s, pause_s = pause_s * random.uniform(0.5, 1.5), min(pause_s * 2, _LAST_PAUSE_S)
         await asyncio.sleep(wait_s)
+
+
+async def end(tasks: Iterable[asyncio.Task[Any]], *, grace_s: float = 0.0) -> bool:
+    """Let tasks end by themselves for a while, then cancel them; False if some do not even end then."""
+    waiting = set(tasks)
+    if grace_s and waiting:
+        _, waiting = await asyncio.wait(waiting, timeout=grace_s)
+    for task in waiting:
+        task.cancel()
+    if waiting:
+        _, waiting = await asyncio.wait(waiting, timeout=_CANCEL_S)
+    for task in waiting:
+        logger.error("task_does_not_end", extra={"task": task.get_name()})
+    return not waiting
 
 
 async def _try_heal(name: str, heal: Heal, on_error: Callable[[str, Exception], None]) -> None:

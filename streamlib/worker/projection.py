@@ -42,7 +42,7 @@ class Projection(Generic[Row]):
         key: str,
         indexes: Sequence[Index] = (),
         on_error: OnError = "dead-letter",
-        keys: Keys,
+        keys: Callable[[], Keys],
         redis: Callable[[], RedisDoor],
     ) -> None:
         self.name = check_name("projection", name)

@@ -26,7 +26,7 @@ from streamlib.topic import TopicSpec
 from streamlib.worker.handlers import GroupSpec
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.keeper import Beat, Keeper
-from streamlib.worker.loops import repeat
+from streamlib.worker.loops import end, repeat
 from streamlib.worker.projection import Projection
 from streamlib.worker.projector import Projector
 from streamlib.worker.renewer import Renewer
@@ -173,11 +173,8 @@ class Worker:
         logger.info("worker_draining", extra={"worker": self.consumer, "inflight": len(self._inflight)})
         stop_projecting.set()
         drained = await asyncio.gather(*(unit.drain(drain_s) for unit in self._units))
-        if projecting:
-            await asyncio.wait(projecting, timeout=drain_s + self._parts.settings.redis.timeout_s)
-        for task in (*projecting, *keeping):
-            task.cancel()
-        await asyncio.gather(*projecting, *keeping, return_exceptions=True)
+        drained.append(await end(projecting, grace_s=drain_s + self._parts.settings.redis.timeout_s))
+        drained.append(await end(keeping))
         seconds = round(time.monotonic() - started, 3)
         logger.info("worker_stopped", extra={"worker": self.consumer, "clean": all(drained), "seconds": seconds})
         return all(drained)

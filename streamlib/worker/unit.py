@@ -24,7 +24,7 @@ from streamlib.worker.fetcher import Fetcher
 from streamlib.worker.handlers import GroupSpec, HandlerSpec
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.lanes import Lanes
-from streamlib.worker.loops import repeat
+from streamlib.worker.loops import end, repeat
 from streamlib.worker.promoter import Promoter
 from streamlib.worker.reclaimer import Reclaimer
 from streamlib.worker.settling import Settling
@@ -77,8 +77,9 @@ class GroupUnit:
         self._fetcher = Fetcher(shared.door, reader, self.consumer, settings.worker, self._metrics)
         self._reclaimer = Reclaimer(shared.door, reader, self.consumer, self.partitions, settings.worker, self._metrics)
         self._promoter = Promoter(shared.door, self.partitions, spec.group)
-        self._fetching: asyncio.Task[None] | None = None
-        self._admitting: asyncio.Task[None] | None = None
+        self._fetching: list[asyncio.Task[None]] = []
+        self._admitting: list[asyncio.Task[None]] = []
+        self._settling_task: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[None]] = []
 
     def _parts(self, group: Group) -> Parts:
@@ -113,15 +114,15 @@ class GroupUnit:
         name = f"{self.spec.topic.name}/{self.spec.group}"
         spawn = asyncio.get_running_loop().create_task
         fetching = self._loop("fetcher", self._fetcher.run_once, lambda: self.consumer.stopping)
-        self._fetching = spawn(fetching, name=f"fetcher {name}")
-        self._admitting = spawn(self.consumer.run(), name=f"consumer {name}")
+        self._fetching = [spawn(fetching, name=f"fetcher {name}")]
+        self._admitting = [spawn(self.consumer.run(), name=f"consumer {name}")]
+        self._settling_task = [spawn(self._settling.run(), name=f"settling {name}")]
         self._background = [
-            spawn(self._settling.run(), name=f"settling {name}"),
             spawn(self.consumer.run_suspects(self._shared.one_suspect), name=f"suspects {name}"),
             spawn(self._loop("reclaimer", self._reclaimer.run_once), name=f"reclaimer {name}"),
             spawn(self._loop("promoter", self._promoter.run_once), name=f"promoter {name}"),
         ]
-        return [self._fetching, self._admitting, *self._background]
+        return [*self._fetching, *self._admitting, *self._settling_task, *self._background]
 
     def _loop(
         self, name: str, step: Callable[[], Awaitable[float]], stopping: Callable[[], bool] = bool
@@ -149,18 +150,16 @@ class GroupUnit:
         deadline = time.monotonic() + timeout_s
         self.consumer.stop_admitting()
         # A read that blocks is let run out: cancelling it could lose a reply, whose entries would wait for a lease.
-        await _end(self._fetching, self._shared.settings.worker.block_ms / 1000 + _READ_GRACE_S)
-        await _end(self._admitting, _FLUSH_S)
-        for task in self._background[1:]:
-            task.cancel()
+        await end(self._fetching, grace_s=self._shared.settings.worker.block_ms / 1000 + _READ_GRACE_S)
+        await end(self._admitting, grace_s=_FLUSH_S)
+        await end(self._background)
         self.consumer.stop()
         clean = await self.consumer.finish(max(deadline - time.monotonic(), 0.0))
         try:
             await asyncio.wait_for(self._settling.flush(), _FLUSH_S)
         except TimeoutError:
             clean = False
-        self._background[0].cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        clean &= await end(self._settling_task)
         await self._leave()
         await self._fetcher.close()
         return clean
@@ -175,12 +174,3 @@ class GroupUnit:
                 except CLIENT_ERRORS as error:
                     shared.on_error("leave", error)
                     return
-
-
-async def _end(task: asyncio.Task[None] | None, timeout_s: float) -> None:
-    """Let a task end by itself for a while, then cancel it."""
-    if task is None:
-        return
-    await asyncio.wait({task}, timeout=timeout_s)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

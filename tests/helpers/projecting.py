@@ -86,7 +86,7 @@ class Rig:
             key="account",
             indexes=INDEXES,
             on_error=on_error,
-            keys=self.keys,
+            keys=lambda: self.keys,
             redis=lambda: self.door,
         )
         self.view.on(Opened)(opened)

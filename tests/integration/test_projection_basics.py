@@ -269,6 +269,6 @@ def test_an_event_without_the_key_is_refused_when_declared() -> None:
         other: str
 
     topic = TopicSpec(name="t", registry=Registry([Loose]))
-    view = Projection("v", topic, Balance, key="account", keys=Keys(), redis=lambda: None)  # type: ignore[arg-type,return-value]
+    view = Projection("v", topic, Balance, key="account", keys=Keys, redis=lambda: None)  # type: ignore[arg-type,return-value]
     with pytest.raises(DeclarationError, match="Loose has no such field"):
         view.on(Loose)

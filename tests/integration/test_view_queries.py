@@ -59,7 +59,7 @@ class Shop:
                 Exact("name"), Exact("stock"), Exact("on_sale"), Exact("price"), Ordered("price"),
                 Ordered("stock"), Ordered("weight"), Ordered("since"), Ordered("day"), Prefix("name"),
             ],
-            keys=self.keys,
+            keys=lambda: self.keys,
             redis=lambda: self.door,
         )  # fmt: skip
         self.items: dict[str, Item] = {}
