@@ -56,10 +56,7 @@ class _Data:
 
     def encode(self, event: Event) -> bytes:
         cls = type(event)
-        risky = self._may_hold_nan.get(cls)
-        if risky is None:
-            risky = self._may_hold_nan[cls] = can_hold_nan(cls)
-        if risky:
+        if self._is_risky(cls):
             refuse_nan(event, event_type(cls))
         try:
             data: bytes = self._encode(event)
@@ -77,7 +74,18 @@ class _Data:
             raise SchemaError(f"{label}: {error}") from error
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise DecodeError(f"{label}: {error}") from error
+        if self._is_risky(cls):
+            try:
+                refuse_nan(event, label)
+            except PublishError as error:
+                raise SchemaError(str(error)) from error
         return event
+
+    def _is_risky(self, cls: type[Event]) -> bool:
+        risky = self._may_hold_nan.get(cls)
+        if risky is None:
+            risky = self._may_hold_nan[cls] = can_hold_nan(cls)
+        return risky
 
 
 class NativeCodec:
@@ -105,6 +113,12 @@ class NativeCodec:
         )
 
     def write(self, message: Message) -> Fields:
+        try:
+            return self._fields(message)
+        except UnicodeEncodeError as error:
+            raise PublishError(f"{message.type} {message.id!r}: {error.object!r} is not valid Unicode") from error
+
+    def _fields(self, message: Message) -> Fields:
         fields = [
             b"id", message.id.encode(), b"type", message.type.encode(), b"v", b"%d" % message.version,
             b"key", message.key.encode(), b"data", message.data,
@@ -233,6 +247,8 @@ def refuse_nan(value: Any, label: str) -> None:
 def _named(entry_id: str, fields: Fields) -> dict[bytes, bytes]:
     if not fields:
         raise DecodeError(f"entry {entry_id} has no fields")
+    if len(fields) % 2:
+        raise DecodeError(f"entry {entry_id} has a field without a value")
     named = dict(zip(fields[::2], fields[1::2], strict=True))
     if len(named) * 2 != len(fields):
         raise DecodeError(f"entry {entry_id} repeats a field name")
@@ -270,7 +286,7 @@ def _optional(entry_id: str, named: dict[bytes, bytes]) -> dict[str, Any]:
     if b"h" in named:
         try:
             found["headers"] = _headers.decode(named[b"h"])
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DecodeError(f"entry {entry_id}: field h is no JSON object of texts: {error}") from error
     return found
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +16,8 @@ from streamlib.errors import DeclarationError, SettingsError
 from streamlib.keys import check_namespace
 
 ENV_PREFIX = "STREAMLIB_"
+_USERINFO = re.compile(r"^(\w+://)([^:@/]*):.*@")
+_PASSWORD = re.compile(r"([?&]password=)[^&]*")
 
 
 class RedisSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -153,12 +155,8 @@ def load_settings(
 
 def redact(url: str) -> str:
     """The URL without its password, for logs and errors."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    user = parts.netloc.rpartition("@")[0].partition(":")[0]
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{user}:***@{host}").geturl()
+    shown = _USERINFO.sub(r"\1\2:***@", url)
+    return _PASSWORD.sub(r"\1***", shown)
 
 
 def _from_file(file: Path | None) -> dict[str, Any]:

@@ -67,6 +67,9 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
             raise DeclarationError(
                 f"topic {self.name!r} does not declare {cls.__qualname__}; it has {sorted(self.registry.type_names)}"
             )
+        time_ms = envelope.get("time_ms")
+        if time_ms is not None and not 0 <= time_ms < 10**16:
+            raise PublishError(f"time_ms {time_ms} is no time in ms since 1970")
         return Message(
             id=_checked("event id", event_id) if event_id is not None else new_event_id(),
             type=event_type(cls),

@@ -271,9 +271,9 @@ def test_flat_entries_hold_an_event_as_plain_fields(event: Reading) -> None:
 
 
 def test_flat_entries_of_other_programs_are_converted_to_the_class() -> None:
-    codec = FlatCodec(Reading, type_field="kind", id_field="uid")
-    message = codec.read("7-0", [b"kind", b"Reading", b"sensor", b"a7", b"celsius", b"21.5", b"uid", b"u-1"])
-    assert (message.id, message.type, message.version) == ("u-1", "Reading", 1)
+    codec = FlatCodec(Reading, type_field="kind")
+    message = codec.read("7-0", [b"kind", b"Reading", b"sensor", b"a7", b"celsius", b"21.5"])
+    assert (message.id, message.type, message.version) == ("7-0", "Reading", 1)
     assert codec.decode(message, Reading) == Reading(sensor="a7", celsius=21.5)
     assert codec.write(message)[-2:] == [b"kind", b"Reading"]
 

@@ -47,9 +47,7 @@ def test_a_flight_without_arrival_time_only_departed() -> None:
 def test_an_arrival_without_delay_is_an_event_that_is_rejected_with_a_plain_reason() -> None:
     _, (_, event) = events_of(ROW | {"arr_delay": "NA", "air_time": "NA"})
     assert isinstance(event, FlightArrived)
-    with pytest.raises(
-        Reject, match=r"IAH: arrived at 08:30, but the record has no arrival delay and no air time$"
-    ):
+    with pytest.raises(Reject, match=r"IAH: arrived at 08:30, but the record has no arrival delay and no air time$"):
         arrival_delay_min(event)
 
 
