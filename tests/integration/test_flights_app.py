@@ -50,9 +50,7 @@ def forget_acknowledgements(client: redis.Redis, group: str) -> None:
         client.delete(name)
 
 
-async def test_workers_results_equal_the_file(
-    app: App, store: EffectStore, redis_url: str, tmp_path: Path
-) -> None:
+async def test_workers_results_equal_the_file(app: App, store: EffectStore, redis_url: str, tmp_path: Path) -> None:
     await publish_file(app, limit=EVENTS)
     with worker(redis_url, tmp_path, "--burst") as process:
         assert process.wait(60) == 0
@@ -103,9 +101,7 @@ async def test_verification_finds_what_is_wrong(
         assert process.wait(60) == 0
     with sqlite3.connect(tmp_path / "flights.sqlite3") as database:
         database.execute("UPDATE carrier_delays SET departures = departures + 1 WHERE carrier = 'UA'")
-        database.execute(
-            "DELETE FROM notifications WHERE flight_id = (SELECT min(flight_id) FROM notifications)"
-        )
+        database.execute("DELETE FROM notifications WHERE flight_id = (SELECT min(flight_id) FROM notifications)")
     database.close()
     done = client.scan_iter(f"{{{flights.name}}}:idem:alerts:*", count=5_000)
     client.delete(next(name for name in done if client.get(name) == b"d"))
