@@ -18,6 +18,7 @@ import redis.exceptions
 import redis.retry
 
 from streamlib.errors import ConfigError, RedisUnavailable, RedisUnfit, StreamlibError, WrongKeyType
+from streamlib.redisio.packing import packed_by_hiredis
 from streamlib.settings import RedisSettings, redact
 
 T = TypeVar("T")
@@ -149,8 +150,10 @@ class RedisDoor:
 
         def make_async(timeout_s: float) -> redis.asyncio.Redis:
             retry = redis.asyncio.retry.Retry(no_backoff, 0)
-            return redis.asyncio.Redis.from_url(
-                settings.url, socket_timeout=timeout_s, retry=retry, max_connections=256, **options
+            return packed_by_hiredis(
+                redis.asyncio.Redis.from_url(
+                    settings.url, socket_timeout=timeout_s, retry=retry, max_connections=256, **options
+                )
             )
 
         def make_sync(timeout_s: float) -> redis.Redis:

@@ -135,7 +135,7 @@ def _persistence(info: ServerInfo) -> Finding:
 
 def _access(info: ServerInfo, settings: Settings) -> Finding:
     parts = urlsplit(settings.redis.url)
-    local = parts.scheme == "unix" or (parts.hostname or "") in _LOOPBACK
+    local = parts.scheme in ("unix", "embedded") or (parts.hostname or "") in _LOOPBACK
     if info.default_user_open and not local:
         detail = "anybody who reaches this server may do anything (user default has no password); set one"
         return Finding("access", False, detail, fatal=False)

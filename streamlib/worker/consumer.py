@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
 
 from streamlib.errors import DecodeError, SchemaError, UnknownType
 from streamlib.event import Event
+from streamlib.message import entry_time_ms
 from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.claims import Claimed, Verdict, claim
 from streamlib.redisio.connection import RedisDoor
@@ -97,6 +98,7 @@ class Consumer:
 
     def offer(self, received: Sequence[Received]) -> None:
         """Entries that now lie in our pending list."""
+        taken: Counter[str] = Counter()
         for one in received:
             key = InFlight.key(one.delivery, self._group.group)
             if key in self._waiting or key in self._parts.inflight:
@@ -104,7 +106,9 @@ class Consumer:
             self._waiting.add(key)
             self._inbox.append(one)
             self._inbox_bytes += one.delivery.size
-            self._parts.metrics.received(one.delivery.how, 1)
+            taken[one.delivery.how] += 1
+        for how, number in taken.items():
+            self._parts.metrics.received(how, number)
         self._wake_up()
 
     def _wake_up(self) -> None:
@@ -230,8 +234,7 @@ class Consumer:
         work = Work(delivery, message, event, lanes.handler)
         self._hold(delivery, lambda: lanes.discard(work))
         if delivery.how == "new":
-            stored_s = Ended(ack(delivery), "ok").stored_ms / 1000
-            self._parts.metrics.queue_wait(max(time.time() - stored_s, 0.0))
+            self._parts.metrics.queue_wait(time.time() - entry_time_ms(delivery.origin_id) / 1000)
         lanes.put(work)
 
     def _leave(self, received: Received) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 from streamlib.errors import Reject
@@ -13,6 +13,14 @@ from streamlib.redisio.delivery import Delivery
 from streamlib.topic import TopicSpec
 
 logger = logging.getLogger("streamlib.handler")
+
+
+class EventLogger(logging.LoggerAdapter[logging.Logger]):
+    """Adds which event this is to the fields that a record brings itself."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
 
 
 class HasSpec(Protocol):
@@ -53,10 +61,10 @@ class Context:
         self.emitted.append((topic.spec, event, key))
 
     @property
-    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+    def log(self) -> EventLogger:
         """A logger that knows which event this is."""
         about = {"topic": self.topic, "group": self.group, "event_id": self.event_id, "attempt": self.attempt}
-        return logging.LoggerAdapter(logger, about)
+        return EventLogger(logger, about)
 
 
 class BatchContext:

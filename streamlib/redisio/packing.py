@@ -1,0 +1,49 @@
+"""Packs commands of the asyncio client by hiredis; redis-py itself does so for its blocking client only.
+
+A settle of 250 events has 1,250 arguments: packed in Python they cost the worker a tenth of its time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis.asyncio
+from redis.connection import HiredisRespSerializer
+from redis.utils import HIREDIS_AVAILABLE
+
+_serializer = HiredisRespSerializer()
+
+
+class _Packed:
+    """Goes before a connection class of redis-py."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        packed: list[bytes] = _serializer.pack(*args)
+        return packed
+
+
+class _Tcp(_Packed, redis.asyncio.Connection):
+    pass
+
+
+class _Tls(_Packed, redis.asyncio.SSLConnection):
+    pass
+
+
+class _Unix(_Packed, redis.asyncio.UnixDomainSocketConnection):
+    pass
+
+
+_PACKED: dict[type, type] = {
+    redis.asyncio.Connection: _Tcp,
+    redis.asyncio.SSLConnection: _Tls,
+    redis.asyncio.UnixDomainSocketConnection: _Unix,
+}
+
+
+def packed_by_hiredis(client: redis.asyncio.Redis) -> redis.asyncio.Redis:
+    """The same client, before its first command; unchanged where hiredis is absent."""
+    pool = client.connection_pool
+    if HIREDIS_AVAILABLE:
+        pool.connection_class = _PACKED.get(pool.connection_class, pool.connection_class)
+    return client
