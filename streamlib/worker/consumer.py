@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _CLAIM_BATCH = 500
 _PARK_FIRST_MS, _PARK_CAP_MS = 1_000, 60_000
 _CANCEL_GRACE_S = 2.0
-_SUSPECT_POLL_S = 0.01
+_SUSPECT_POLL_S = 0.002
 
 
 class Parts(Struct, frozen=True, kw_only=True):
@@ -87,8 +87,9 @@ class Consumer:
     @property
     def room(self) -> tuple[int, int]:
         """How many more entries, and bytes, may be read ahead: what can start before others would look for it."""
-        startable = sum(lanes.limit for lanes in self._lanes.values())
-        entries = min(self._parts.settings.batch, max(startable // 2, 1)) - len(self._inbox)
+        third_s = self._parts.settings.lease_ms / 3000
+        startable = sum(lanes.limit + lanes.startable(third_s) for lanes in self._lanes.values())
+        entries = min(self._parts.settings.batch, startable) - len(self._inbox)
         return max(entries, 0), max(self._parts.settings.prefetch_bytes - self._inbox_bytes, 0)
 
     async def wait_for_room(self) -> None:

@@ -14,6 +14,7 @@ from streamlib.worker.work import Ended, Work
 
 _SMOOTHING = 0.2
 _MOST = 500
+_CLAIM_AHEAD_S = 0.05
 
 
 class Lanes:
@@ -27,7 +28,6 @@ class Lanes:
         *,
         concurrency: int,
         batch: int,
-        lease_ms: int,
         on_end: Callable[[Work, Ended | None], None],
         on_room: Callable[[], None],
     ) -> None:
@@ -35,7 +35,6 @@ class Lanes:
         self._executor = executor
         self._concurrency = concurrency
         self._batch = batch if handler.is_batch else 1
-        self._third_s = lease_ms / 3000
         self._on_end = on_end
         self._on_room = on_room
         self._ready: deque[Work] = deque()
@@ -68,11 +67,15 @@ class Lanes:
 
     @property
     def limit(self) -> int:
-        """How many may wait, claimed: no more than can start within a third of the lease."""
-        startable = 2 * self._concurrency * self._batch
-        if self._seconds_per_event is not None:
-            startable = int(self._concurrency * self._third_s / max(self._seconds_per_event, 1e-6))
-        return min(max(startable, self._concurrency), max(_MOST, self._concurrency * self._batch))
+        """How many may wait, claimed: little, for what a dead worker had claimed runs one by one elsewhere."""
+        at_least = self._batch if self.handler.is_batch else self._concurrency
+        return min(max(self.startable(_CLAIM_AHEAD_S), at_least), max(_MOST, at_least))
+
+    def startable(self, seconds: float) -> int:
+        """How many events can start within this time, going by how long they took lately."""
+        if self._seconds_per_event is None:
+            return self._concurrency * self._batch
+        return int(self._concurrency * seconds / max(self._seconds_per_event, 1e-6))
 
     def put(self, work: Work) -> None:
         self._ready.append(work)

@@ -13,7 +13,7 @@ from streamlib.redisio.connection import CLIENT_ERRORS, error_code
 logger = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 5.0
 
-_CANCEL_S = 5.0
+_CANCELS, _CANCEL_S = 10, 0.5
 
 Heal = Callable[[], Awaitable[None]]
 
@@ -50,10 +50,11 @@ async def end(tasks: Iterable[asyncio.Task[Any]], *, grace_s: float = 0.0) -> bo
     waiting = set(tasks)
     if grace_s and waiting:
         _, waiting = await asyncio.wait(waiting, timeout=grace_s)
-    for task in waiting:
-        task.cancel()
-    if waiting:
-        _, waiting = await asyncio.wait(waiting, timeout=_CANCEL_S)
+    for _ in range(_CANCELS):  # more than once: a client inside a timeout of its own can swallow a cancellation
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            _, waiting = await asyncio.wait(waiting, timeout=_CANCEL_S)
     for task in waiting:
         logger.error("task_does_not_end", extra={"task": task.get_name()})
     return not waiting

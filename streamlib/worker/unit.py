@@ -104,7 +104,6 @@ class GroupUnit:
             self._executor,
             concurrency=handler.concurrency or worker.concurrency,
             batch=worker.batch,
-            lease_ms=worker.lease_ms,
             **hooks,
         )
 
