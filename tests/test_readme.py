@@ -1,0 +1,106 @@
+"""The README is true: its app loads, its commands run as they stand, its promises name tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+BLOCKS = [(match[1], match[2]) for match in _BLOCK.finditer(README)]
+
+
+def blocks(language: str) -> list[str]:
+    return [text for found, text in BLOCKS if found == language]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A fresh folder with what the README says to write there, and `streamlib` on the PATH."""
+    (tmp_path / "shop.py").write_text(blocks("python")[0])
+    (tmp_path / "orders.jsonl").write_text(blocks("json")[0])
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "streamlib"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m streamlib "$@"\n')
+    command.chmod(0o755)
+    return tmp_path
+
+
+def in_shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMLIB_")}
+    path = f"{folder / 'bin'}{os.pathsep}{inherited.get('PATH', '')}"
+    return subprocess.run(
+        ["bash", "-euxc", script],
+        cwd=folder,
+        env=inherited | {"PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+def test_the_first_app_runs_as_written(shop: Path) -> None:
+    (session,) = [text for text in blocks("console") if "shop:app" in text]
+    script = session.replace("--burst\n", "--burst --http 127.0.0.1:0\n")  # the default port may be taken here
+    done = in_shell(script, shop)
+    assert done.returncode == 0, done.stderr
+    assert "published=3 duplicates=0" in done.stdout
+    assert "negative total" in done.stdout
+    assert "replayed=1" in done.stdout
+    assert "purged=1" in done.stdout
+
+
+def test_the_python_examples_run(shop: Path) -> None:
+    usage = blocks("python")[1]
+    calls = "\n\nimport asyncio\nasyncio.run(main())\nfrom_django_or_a_script()\n"
+    (shop / "use.py").write_text(f"from shop import *\nfrom shop import app, order_view, orders\n\n{usage}{calls}")
+    done = in_shell("export STREAMLIB_REDIS_URL=embedded://data\npython_of_tests use.py", _with_python(shop))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_testing_example_runs(shop: Path) -> None:
+    (shop / "test_shop.py").write_text(f"from shop import *\nfrom shop import app, orders\n\n{blocks('python')[2]}")
+    command = "python_of_tests -m pytest -q -p no:cacheprovider -o asyncio_mode=auto test_shop.py"
+    done = in_shell(command, _with_python(shop))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    (command,) = [text.strip() for text in blocks("console") if "pytest" in text]
+    assert command in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_test_that_proves_a_promise_exists() -> None:
+    promises = README.partition("## What it promises")[2].partition("\n## ")[0]
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", promises)
+    assert len(named) >= 9
+    for path, name in named:
+        functions = {
+            node.name
+            for node in ast.walk(ast.parse((ROOT / path).read_text()))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        assert name in functions, f"{path} has no {name}"
+
+
+def test_every_relative_link_leads_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def _with_python(folder: Path) -> Path:
+    command = folder / "bin" / "python_of_tests"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    command.chmod(0o755)
+    return folder
