@@ -7,6 +7,7 @@ import re
 import traceback
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from streamlib.codec import Fields
@@ -17,6 +18,8 @@ _NAMES = (
     b"dl-reason", b"dl-error", b"dl-traceback", b"dl-fingerprint", b"dl-attempts", b"dl-entry", b"dl-group",
     b"dl-consumer", b"dl-at",
 )  # fmt: skip
+_PACKED = b"dl-packed"
+_MOST_PARTS = 6_000
 _MAX_ERROR = 2_000
 _MAX_TRACEBACK = 16_000
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|'[^']*'|\"[^\"]*\"|\d+")
@@ -67,7 +70,7 @@ def dead_letter_fields(
         group, consumer, str(at_ms),
     )  # fmt: skip
     extra = [part for pair in zip(_NAMES, (v.encode("utf-8", "replace") for v in values), strict=True) for part in pair]
-    return [*fields, *extra]
+    return [*_packed(fields), *extra]
 
 
 def parse_dead_letter(stored: Fields) -> DeadLetter | None:
@@ -78,10 +81,24 @@ def parse_dead_letter(stored: Fields) -> DeadLetter | None:
     text = [value.decode("utf-8", "replace") for value in extra[1::2]]
     reason, error, trace, mark, attempts, entry_id, group, consumer, at_ms = text
     return DeadLetter(
-        fields=own, reason=reason, error=error, traceback=trace, fingerprint=mark,
+        fields=_unpacked(own), reason=reason, error=error, traceback=trace, fingerprint=mark,
         attempts=int(attempts) if attempts.isdigit() else 0, entry_id=entry_id, group=group, consumer=consumer,
         at_ms=int(at_ms) if at_ms.isdigit() else 0,
     )  # fmt: skip
+
+
+def _packed(fields: Fields) -> Fields:
+    """More names and values than a script can hand to XADD travel as one field."""
+    return fields if len(fields) <= _MOST_PARTS else [_PACKED, msgspec.msgpack.encode(fields)]
+
+
+def _unpacked(fields: Fields) -> Fields:
+    if len(fields) != 2 or fields[0] != _PACKED:
+        return fields
+    try:
+        return msgspec.msgpack.decode(fields[1], type=list[bytes])
+    except msgspec.DecodeError:  # a foreign entry with a field of that name
+        return fields
 
 
 def fingerprint(group: str, failure: Failure) -> str:

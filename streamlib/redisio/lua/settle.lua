@@ -21,10 +21,12 @@
 --
 -- Returns one number per outcome: 1 settled, 0 the lease was lost and nothing was written for it.
 -- Sent twice (ARGV[4]), an outcome that finds the state its kind writes counts as settled and is not written again.
+-- A key of the wrong type stops the outcomes that need it, before the first write.
 -- XACK is the first write, so that memory can be freed when Redis is full.
 
 local S, AGAIN, RETRY, BODY, DEAD, SUSPECT = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group, worker, window_ms, resent = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == "1"
+local MOST_FIELDS = 7000 -- names and values that unpack() can hand to one XADD
 local WRITES = { done = "d", retry = "r", back = "r", ["return"] = "r", dead = "x" }
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -62,22 +64,54 @@ local function decide(kind, ref, state)
     return "lost"
 end
 
-local outcomes, at, key, ended = {}, 5, 7, {}
+local outcomes, at, key, ended, needed = {}, 5, 7, {}, { [SUSPECT] = "hash" }
+
+-- Notes which keys an outcome writes, each with its type; false when Lua could not pass on so many fields.
+local function note_needs(one)
+    needed[is_again(one.ref) and AGAIN or S] = "stream"
+    if one.verdict == "ack" then
+        return true
+    elseif one.kind == "retry" then
+        needed[RETRY], needed[BODY] = "zset", "hash"
+    elseif one.kind == "dead" then
+        needed[DEAD] = "stream"
+        return one.count <= MOST_FIELDS
+    elseif one.kind ~= "done" then
+        needed[AGAIN] = "stream"
+    elseif one.count > 0 then
+        needed[S] = "stream"
+        local first = one.first
+        while first < one.first + one.count do
+            local fields = tonumber(ARGV[first])
+            if fields > MOST_FIELDS then
+                return false
+            end
+            first = first + 1 + fields
+        end
+    end
+    return true
+end
+
 while at <= #ARGV do
     local one = { kind = ARGV[at], ref = ARGV[at + 1], number = tonumber(ARGV[at + 2]), first = at + 4, key = KEYS[key] }
     one.count = tonumber(ARGV[at + 3])
     one.verdict = decide(one.kind, one.ref, redis.call("GET", one.key))
-    if one.verdict == "write" then
-        one.verdict = ended[one.key] and "settled" or "write" -- one entry twice in a batch has one outcome
-        ended[one.key] = true
+    if one.verdict == "write" and ended[one.key] then
+        -- One entry twice in a batch has one outcome; of copies handed back the first carries the event on.
+        one.verdict = ended[one.key] == one.ref and "settled" or "ack"
+    elseif one.verdict == "write" then
+        ended[one.key] = one.ref
+    end
+    if (one.verdict == "write" or one.verdict == "ack") and not note_needs(one) then
+        return redis.error_reply("ERR an entry of more than " .. MOST_FIELDS .. " names and values: " .. one.ref)
     end
     outcomes[#outcomes + 1] = one
     at, key = one.first + one.count, key + 1
 end
-for i, wanted in ipairs({ "stream", "stream", "zset", "hash", "stream", "hash" }) do
-    local kind = redis.call("TYPE", KEYS[i]).ok
+for name, wanted in pairs(needed) do
+    local kind = redis.call("TYPE", name).ok
     if kind ~= "none" and kind ~= wanted then
-        return redis.error_reply("WRONGTYPE " .. KEYS[i] .. " is a " .. kind)
+        return redis.error_reply("WRONGTYPE " .. name .. " is a " .. kind)
     end
 end
 local has_suspects = redis.call("EXISTS", SUSPECT) == 1
