@@ -16,6 +16,7 @@ from streamlib.retry import Retry
 from streamlib.topic import TopicSpec
 
 Function = Callable[..., Any]
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class HandlerSpec(Struct, frozen=True, kw_only=True, eq=False):
@@ -76,13 +77,16 @@ class GroupSpec(Struct, frozen=True, eq=False):
 
 def read_handler(function: Function, **options: Any) -> HandlerSpec:
     """The spec of a handler function: `(event: E | F [, ctx])` or `(events: list[E] [, ctx])`, returning None."""
+    if not inspect.isroutine(function):
+        raise DeclarationError(f"handler {function!r}: decorate a function, plain or async")
     name = f"{function.__module__}.{function.__qualname__}"
-    parameters = list(inspect.signature(function).parameters.values())
-    if not 1 <= len(parameters) <= 2 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        raise DeclarationError(f"handler {name}: takes (event) or (event, ctx), not {len(parameters)} parameters")
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    if not 1 <= len(parameters) <= 2 or any(p.kind not in _POSITIONAL for p in parameters):
+        raise DeclarationError(f"handler {name}: must take (event) or (event, ctx) by position, not {signature}")
     try:
         hints = get_type_hints(function)
-    except NameError as error:
+    except (NameError, AttributeError) as error:
         raise DeclarationError(
             f"handler {name}: the annotation {error.name!r} is not found in module {function.__module__}; "
             "define event classes at module level"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from streamlib.redisio.claims import Held, renew
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, SyncClient
+from streamlib.redisio.connection import CLIENT_ERRORS, RETRYABLE, RedisDoor, SyncClient, classify
 from streamlib.settings import WorkerSettings
 from streamlib.worker.inflight import InFlight
 
@@ -64,10 +64,21 @@ class Renewer:
         self._beats += 1
 
     def run_once(self, client: SyncClient) -> None:
-        """Renew everything that is in flight now. Raises what the client raises."""
+        """Renew everything that is in flight now. Raises what the client raises.
+
+        A stream that Redis refuses for a reason of its own (wrong type, no group) keeps no other from its renewal.
+        """
+        refused: Exception | None = None
         for group in self._inflight.by_stream().values():
             for start in range(0, len(group), _CHUNK):
-                self._renew(client, group[start : start + _CHUNK])
+                try:
+                    self._renew(client, group[start : start + _CHUNK])
+                except CLIENT_ERRORS as error:
+                    if classify(error) in RETRYABLE:
+                        raise
+                    refused = error
+        if refused is not None:
+            raise refused
 
     def _renew(self, client: SyncClient, chunk: list[Held]) -> None:
         lost = set(
