@@ -182,9 +182,7 @@ def test_an_entry_that_is_no_event_is_a_decode_error_that_names_it(fields: list[
         (b'{"sensor":"a","amount":"-Infinity"}', "schema", "Reading e-1"),
     ],
 )
-def test_data_that_does_not_fit_is_an_error_with_a_reason_and_a_name(
-    data: bytes, reason: str, says: str
-) -> None:
+def test_data_that_does_not_fit_is_an_error_with_a_reason_and_a_name(data: bytes, reason: str, says: str) -> None:
     message = NativeCodec().read("1-1", entry({b"data": data}))
     with pytest.raises(DecodeError) as caught:
         NativeCodec().decode(message, Reading)
@@ -200,9 +198,7 @@ def _decoded(codec: Codec, fields: list[bytes]) -> Event | DecodeError:
         return error
 
 
-@pytest.mark.parametrize(
-    "codec", [NativeCodec(), NativeCodec("msgpack"), FlatCodec(Reading), RawCodec(Reading)]
-)
+@pytest.mark.parametrize("codec", [NativeCodec(), NativeCodec("msgpack"), FlatCodec(Reading), RawCodec(Reading)])
 @given(fields=st.lists(st.sampled_from([*GOOD, b"h", b"ts", b"corr", b"sensor"]) | st.binary(), max_size=24))
 def test_no_entry_whatsoever_raises_anything_but_a_decode_error(codec: Codec, fields: list[bytes]) -> None:
     outcome = _decoded(codec, fields)
@@ -319,11 +315,7 @@ def test_raw_entries_without_their_field_are_decode_errors() -> None:
         RawCodec(Reading).read("7-0", [b"body", b"{}"])
 
 
-@given(
-    st.recursive(
-        st.none() | st.integers() | TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner)
-    )
-)
+@given(st.recursive(st.none() | st.integers() | TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner)))
 def test_fields_a_newer_producer_added_do_not_disturb_an_older_reader(extra: Any) -> None:
     data = msgspec.json.encode({"sensor": "a", "added_later": extra})
     assert NativeCodec().decode(Message(id="e", type="Reading", data=data), Reading) == Reading(sensor="a")

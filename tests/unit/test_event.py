@@ -64,9 +64,7 @@ def test_a_version_is_a_number_from_1(version: int) -> None:
 
 
 def test_an_annotation_that_cannot_be_found_is_a_clear_error() -> None:
-    with pytest.raises(
-        DeclarationError, match=r"Lost: the annotation names 'Nowhere'.*not inside a function"
-    ):
+    with pytest.raises(DeclarationError, match=r"Lost: the annotation names 'Nowhere'.*not inside a function"):
         check_resolvable(Lost)
 
 
@@ -85,9 +83,7 @@ def test_the_registry_finds_a_class_by_stored_type_and_version() -> None:
 
 def test_an_unknown_type_or_version_names_what_is_known() -> None:
     registry = Registry([Opened, OpenedAgain])
-    with pytest.raises(
-        UnknownType, match=r"'Closed' version 1; this worker knows types \['Opened'\]"
-    ) as caught:
+    with pytest.raises(UnknownType, match=r"'Closed' version 1; this worker knows types \['Opened'\]") as caught:
         registry.find("Closed", 1)
     assert caught.value.reason == "unknown_type"
     with pytest.raises(UnknownType, match=r"'Opened' version 9; this worker knows versions \[1, 2\]"):

@@ -50,8 +50,7 @@ def test_the_registry_is_ours_alone() -> None:
     topic=NAMES,
     partition=st.integers(0, 3),
     group=NAMES,
-    free_text=st.text(min_size=1, max_size=60)
-    | st.sampled_from(["{", "}", "{}", "{other}", "}{", "{orders}"]),
+    free_text=st.text(min_size=1, max_size=60) | st.sampled_from(["{", "}", "{}", "{other}", "}{", "{orders}"]),
 )
 def test_every_key_of_a_partition_lies_in_its_slot(
     namespace: str, topic: str, partition: int, group: str, free_text: str

@@ -94,9 +94,7 @@ def test_reclaim_is_a_third_of_the_lease_unless_set() -> None:
         ),
     ],
 )
-def test_a_wrong_setting_is_refused_by_name(
-    environ: dict[str, str], flags: dict[str, Any], says: str
-) -> None:
+def test_a_wrong_setting_is_refused_by_name(environ: dict[str, str], flags: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(flags, **environ)
     assert says in str(caught.value)
