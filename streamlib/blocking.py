@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,7 +27,8 @@ class Opens(Protocol):
 class Publishes(Protocol):
     """A topic: what can be published to."""
 
-    async def publish(self, event: Event, **options: Any) -> Position: ...
+    @property
+    def publish(self) -> Callable[..., Coroutine[Any, Any, Position]]: ...
 
     async def publish_many(self, events: Sequence[Event]) -> list[Position | PublishError]: ...
 

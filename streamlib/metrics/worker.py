@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -11,6 +12,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from streamlib.metrics.backlog import BacklogGauges
 from streamlib.metrics.catalogue import DELIVERIES, METRICS, OUTCOMES, PREFIX, Metric
 
 MAX_ERROR_TYPES = 50
@@ -97,6 +99,11 @@ class WorkerMetrics:
         if found is None:
             found = self._topics.setdefault(topic, TopicMetrics(self._made, topic))
         return found
+
+    @cached_property
+    def backlog(self) -> BacklogGauges:
+        """The gauges of what lies in Redis; all workers of this process share them."""
+        return BacklogGauges(self.registry)
 
     def redis_error(self, kind: str) -> None:
         self._made.counters["redis_errors"].labels(self._error_kinds(kind)).inc()

@@ -16,7 +16,6 @@ from typing import Any
 from msgspec import Struct
 
 from streamlib.keys import Keys
-from streamlib.metrics.backlog import BacklogGauges
 from streamlib.metrics.worker import WorkerMetrics
 from streamlib.ops.inspect import TopicInfo, inspect
 from streamlib.redisio.connection import RedisDoor
@@ -211,14 +210,13 @@ class Worker:
     def _keep(self) -> list[asyncio.Task[None]]:
         topics: dict[str, TopicSpec] = {unit.spec.topic.name: unit.spec.topic for unit in self._units}
         topics |= {projection.topic.name: projection.topic for projection in self._parts.projections}
-        gauges = BacklogGauges(self._parts.metrics.registry)
         keeper = Keeper(
             self._parts.door,
             self._parts.keys,
             self._parts.settings,
             self._units,
             list(topics.values()),
-            gauges,
+            self._parts.metrics.backlog,
         )
         steps = [keeper.refresh_types, keeper.refresh_gauges, keeper.trim, keeper.sweep]
         if self._beat is not None:

@@ -76,8 +76,6 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for rule in alert_rules():
         line = re.sub(r"\{\{.*?\}\}", "x", rule["annotations"]["command"])
         yield f"config/alerts.yml: {rule['alert']}", _arguments(line)
-    for block in re.findall(r"```(?:console|sh|bash)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
-        yield from (("README.md", arguments) for arguments in _commands_in(block))
 
 
 def _commands_in(script: str) -> Iterator[list[str]]:
