@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -29,7 +30,7 @@ class Bench:
     def __init__(self, server: RedisProc, tmp_path: Path, app_: BlockingApp, client: redis.Redis) -> None:  # type: ignore[type-arg]
         self.server = server
         self.app = app_
-        self.client = client
+        self.client: Any = client  # redis-py types a reply as all that it can be under every protocol
         self._tmp_path = tmp_path
         self._published: dict[str, Job] = {}
         self._accounts = ACCOUNTS
@@ -76,6 +77,9 @@ class Bench:
     def runs(self) -> Counter[int]:
         """How often the outside effect of each job happened."""
         return Counter(n for n, _, _ in self._effects())
+
+    def wait_for_runs(self, more_than: int) -> None:
+        wait_until(lambda: len(self.runs()) > more_than, 60, what=f"more than {more_than} jobs have run")
 
     def attempts(self) -> set[int]:
         return {attempt for _, attempt, _ in self._effects()}

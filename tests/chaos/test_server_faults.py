@@ -26,8 +26,7 @@ def test_script_flush_and_client_kill_under_load(bench: Bench) -> None:
             bench.client.script_flush()
             bench.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             rounds += 1
-            reached = len(bench.runs())
-            wait_until(lambda seen=reached: len(bench.runs()) > min(seen + 150, 2_999), 60)
+            bench.wait_for_runs(min(len(bench.runs()) + 150, 2_999))
         bench.wait_until_done()
         bench.check()
         print(f"{rounds} rounds of SCRIPT FLUSH and CLIENT KILL")
@@ -70,7 +69,7 @@ def test_restarts_with_append_only_file_under_load(bench: Bench) -> None:
         second.wait_ready()
         with publishing(bench, 3_000):
             for share in (800, 1_600):
-                wait_until(lambda share=share: len(bench.runs()) > share, 60)
+                bench.wait_for_runs(share)
                 bench.server.kill9()
                 bench.server.start()
         bench.wait_until_done()

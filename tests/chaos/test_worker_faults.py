@@ -86,8 +86,7 @@ def test_a_blocked_event_loop_keeps_its_claims(bench: Bench) -> None:
 
 
 def test_a_process_that_hangs_gives_up_and_its_work_runs_elsewhere(bench: Bench) -> None:
-    hanging = {"JOB_BLOCK_S": "600", "STREAMLIB_WORKER_STALL_S": "2"}
-    with bench.worker(**hanging) as first:
+    with bench.worker(JOB_BLOCK_S="600", STREAMLIB_WORKER_STALL_S="2") as first:
         first.wait_ready()
         bench.publish(50, {20: "block"})
         assert first.wait(60) == 1
