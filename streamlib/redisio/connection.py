@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import enum
 import random
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
@@ -18,6 +18,7 @@ import redis.exceptions
 import redis.retry
 
 from streamlib.errors import ConfigError, RedisUnavailable, RedisUnfit, StreamlibError, WrongKeyType
+from streamlib.redisio.address import check_address
 from streamlib.redisio.packing import packed_by_hiredis
 from streamlib.settings import RedisSettings, redact
 
@@ -97,12 +98,22 @@ def error_code(error: BaseException) -> str:
 
 def classify(error: BaseException) -> ErrorClass:
     """The class of an error raised by the client."""
+    if _is_certificate_refused(error):
+        return ErrorClass.CONFIG
     for kind, error_class in _BY_TYPE:
         if isinstance(error, kind):
             return error_class
     if isinstance(error, redis.exceptions.ResponseError):
         return _BY_PREFIX.get(error_code(error), ErrorClass.BUG)
     return ErrorClass.BUG
+
+
+def _is_certificate_refused(error: BaseException) -> bool:
+    """The client hides it in a connection error, but no retry mends it."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, ssl.SSLCertVerificationError):
+        inner = inner.__cause__ or inner.__context__
+    return inner is not None
 
 
 def translate(error: Exception, url: str) -> StreamlibError:
@@ -118,6 +129,10 @@ def translate(error: Exception, url: str) -> StreamlibError:
         )
     if code == "NOPERM" or isinstance(error, redis.exceptions.NoPermissionError):
         return RedisUnavailable(f"Redis at {where} denies a command: {error}; grant the user that right")
+    if _is_certificate_refused(error):
+        return RedisUnavailable(
+            f"Redis at {where} has a certificate that we do not trust: {error}; check redis.ca_file and the host's name"
+        )
     if error_class is ErrorClass.CONFIG:
         return RedisUnavailable(f"Redis at {where} refused our credentials or setup: {error}; check redis.url")
     if error_class is ErrorClass.PAUSE:
@@ -253,20 +268,9 @@ CLIENT_ERRORS = (redis.exceptions.RedisError, OSError)
 NoScriptError = redis.exceptions.NoScriptError
 """What a command may raise, for whoever has to catch it."""
 
-_SCHEMES = ("redis", "rediss", "unix")
-_LATER_SCHEMES = ("sentinel", "cluster")
-
 
 def _options(settings: RedisSettings) -> dict[str, Any]:
-    scheme = urlsplit(settings.url).scheme
-    if scheme == "embedded":
-        raise ConfigError(f"redis.url {settings.url}: the embedded server was not started; use an App or the CLI")
-    if scheme in _LATER_SCHEMES:
-        raise ConfigError(f"redis.url {redact(settings.url)}: {scheme}:// is not supported by this version")
-    if scheme not in _SCHEMES:
-        raise ConfigError(
-            f"redis.url {redact(settings.url)}: use redis://host:port/db, rediss://, unix:///path or embedded://DIR"
-        )
+    scheme = check_address(settings.url)
     options: dict[str, Any] = {"protocol": 2, "socket_connect_timeout": settings.timeout_s}
     if scheme != "unix":
         options["socket_keepalive"] = True

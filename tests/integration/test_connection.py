@@ -1,0 +1,286 @@
+"""The door to Redis: addresses, TLS, users, no command sent twice in secret, and no password shown anywhere."""
+
+import asyncio
+import logging
+import re
+import subprocess
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import redis
+
+from streamlib import App
+from streamlib.errors import ConfigError, RedisUnavailable
+from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
+from streamlib.settings import RedisSettings, Settings
+from tests.cli.conftest import SHOP, command_line, environment
+from tests.helpers.proxy import ChaosProxy
+from tests.helpers.publishing import open_door
+from tests.helpers.servers import RedisProc
+from tests.helpers.waiting import eventually
+
+Servers = Callable[..., RedisProc]
+CANARY = "c4n@ry/w?rd#%"
+WRONG = "n0t-the-c4n@ry/"
+
+
+# --- addresses
+
+
+async def test_a_database_is_named_in_the_path(own_server: Servers) -> None:
+    server = own_server()
+    async with open_door(f"{server.url}/3") as door:
+        await door.execute("SET", "here", "3")
+    with server.client() as client:
+        client.select(3)
+        assert client.get("here") == b"3"
+
+
+async def test_a_unix_socket(own_server: Servers, tmp_path: Path) -> None:
+    path = tmp_path / "redis.sock"
+    own_server(conf={"unixsocket": str(path)})
+    async with open_door(f"unix://{path}?db=2") as door:
+        assert await door.execute("PING") == b"PONG"
+        assert b" db=2 " in await door.execute("CLIENT", "INFO")
+        lane, client = door.lane(), door.sync_client()
+        assert await lane.execute("PING") == client.execute("PING") == b"PONG"
+        await lane.close()
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("", "no address of Redis"),
+        ("127.0.0.1:6379", "no address of Redis"),
+        ("redis//127.0.0.1", "no address of Redis"),
+        ("http://127.0.0.1", "no address of Redis"),
+        ("REDIS://127.0.0.1", "no address of Redis"),
+        ("redis://[::1", "the host is malformed"),
+        ("redis://127.0.0.1:port", "the port is no number"),
+        ("redis://127.0.0.1:65536", "the port is no number"),
+        ("redis://127.0.0.1:0", "the port is no number"),
+        ("redis://127.0.0.1/notes", "the database is a number, not 'notes'"),
+        ("redis://127.0.0.1/0/1", "the database is a number, not '0/1'"),
+        ("redis://127.0.0.1?decode_responses=true", "unknown option 'decode_responses'"),
+        ("redis://127.0.0.1?protocol=3", "unknown option 'protocol'"),
+        ("redis://127.0.0.1?retry_on_timeout=true", "unknown option 'retry_on_timeout'"),
+        ("redis://127.0.0.1?ssl_cert_reqs=none", "unknown option 'ssl_cert_reqs'"),
+        ("unix://", "the path of a socket is absolute"),
+        ("unix://run/redis.sock", "the path of a socket is absolute"),
+    ],
+)
+def test_an_address_that_means_nothing_is_refused_with_the_forms_there_are(url: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)) as raised:
+        RedisDoor.open(RedisSettings(url=url))
+    assert "use redis://host:port/db, rediss://" in str(raised.value)
+
+
+@pytest.mark.parametrize("scheme", ["sentinel", "cluster"])
+def test_an_address_of_a_later_version_is_refused_by_name(scheme: str) -> None:
+    with pytest.raises(ConfigError, match=f"{scheme}:// is not supported by this version"):
+        RedisDoor.open(RedisSettings(url=f"{scheme}://user:{quote(CANARY, safe='')}@127.0.0.1/main"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:half/other@127.0.0.1/0",
+        "redis://user:half?other@127.0.0.1/0",
+        "redis://user:half#other@127.0.0.1/0",
+        "redis://user:12/half@127.0.0.1/0",
+        "redis://user:12?half@127.0.0.1/0",
+        "redis://127.0.0.1:1/0?ssl_password=half",
+        "cluster://user:half@127.0.0.1",
+    ],
+)
+def test_a_refused_address_shows_no_part_of_its_password(url: str) -> None:
+    """Not percent-encoded, "user" would be taken for the host and "12" for the port."""
+    with pytest.raises(ConfigError) as raised:
+        RedisDoor.open(RedisSettings(url=url))
+    shown = "".join(traceback.format_exception(raised.value))
+    assert "half" not in shown
+    assert "other" not in shown
+
+
+# --- replies
+
+
+async def test_replies_come_as_bytes_in_the_shapes_of_the_protocol(client: redis.Redis, redis_url: str) -> None:
+    async with open_door(redis_url) as door:
+        await door.execute("HSET", "h", "a", "1")
+        await door.execute("XADD", "s", "1-1", "f", "\u00e9")
+        assert await door.execute("HGETALL", "h") == [b"a", b"1"]
+        assert await door.execute("XRANGE", "s", "-", "+") == [[b"1-1", [b"f", "\u00e9".encode()]]]
+        assert (await door.execute("XINFO", "STREAM", "s"))[:2] == [b"length", 1]
+        assert await door.execute("SET", "t", b"\xff\x00") == b"OK"
+        assert await door.execute("GET", "t") == b"\xff\x00"
+        assert await door.execute("GET", "absent") is None
+        await door.execute("DEL", "h", "s", "t")
+
+
+async def test_what_is_sent_arrives_as_it_was_on_every_way(client: redis.Redis, redis_url: str) -> None:
+    values: list[Any] = [b"", b"\r\n$3\r\n", "\u00e9\U0001f600", "x" * 100_000, b"\xff" * 100_000, 0, -1, 2**60, 0.5]
+    stored = [value if isinstance(value, bytes) else str(value).encode() for value in values]
+    async with open_door(redis_url) as door:
+        lane, blocking, thread = door.lane(), door.blocking(10), door.sync_client()
+        try:
+            for execute in (door.execute, lane.execute, blocking.execute):
+                await execute("RPUSH", "l", *values)
+                assert client.lrange("l", 0, -1) == stored
+                await execute("DEL", "l")
+            thread.execute("RPUSH", "l", *values)
+            assert client.lrange("l", 0, -1) == stored
+            thread.execute("DEL", "l")
+        finally:
+            await lane.close()
+            await blocking.close()
+            thread.close()
+
+
+@pytest.mark.parametrize("value", [None, True, [], {}, object()])
+async def test_a_value_that_redis_cannot_hold_is_refused_and_the_connection_goes_on(
+    redis_url: str, value: object
+) -> None:
+    async with open_door(redis_url) as door:
+        with pytest.raises(redis.exceptions.DataError):
+            await door.execute("SET", "k", value)
+        assert await door.execute("EXISTS", "k") == 0
+
+
+# --- nothing is sent twice in secret
+
+
+def calls(client: redis.Redis, command: str) -> int:
+    stats: Any = client.info("commandstats")
+    found: int = stats.get(f"cmdstat_{command}", {}).get("calls", 0)
+    return found
+
+
+@pytest.mark.parametrize("way", ["shared", "lane", "blocking", "thread"])
+async def test_a_lost_reply_is_an_error_and_not_a_second_command(own_server: Servers, way: str) -> None:
+    server = own_server()
+    with server.client() as client, ChaosProxy(server.url) as proxy:
+        async with open_door(proxy.url) as door:
+            lane, blocking, thread = door.lane(), door.blocking(100), door.sync_client()
+
+            async def execute(*command: str) -> Any:
+                if way == "thread":
+                    return await asyncio.to_thread(thread.execute, *command)
+                ways = {"shared": door.execute, "lane": lane.execute, "blocking": blocking.execute}
+                return await ways[way](*command)
+
+            try:
+                assert await execute("PING") == b"PONG"
+                proxy.drop_next_reply(b"INCR")
+                with pytest.raises(redis.exceptions.ConnectionError):
+                    await execute("INCR", "n")
+                assert proxy.struck == 1
+                assert (client.get("n"), calls(client, "incr")) == (b"1", 1)
+                assert await execute("INCR", "n") == 2, "the next one goes on a new connection"
+            finally:
+                await lane.close()
+                await blocking.close()
+                thread.close()
+
+
+async def test_a_timeout_is_an_error_and_not_a_second_command(own_server: Servers) -> None:
+    server = own_server()
+    async with open_door(server.url, timeout_s=0.3) as door:
+        await door.execute("PING")
+        server.stop()
+        with pytest.raises(redis.exceptions.TimeoutError):
+            await door.execute("INCR", "n")
+        server.cont()
+        with server.client() as client:
+            await eventually(lambda: calls(client, "incr") == 1, what="what was sent is carried out late")
+            assert await door.execute("GET", "n") == b"1", "no late reply is taken for this one"
+            assert calls(client, "incr") == 1
+
+
+async def test_a_blocking_read_is_not_cut_at_the_timeout_of_commands(redis_url: str) -> None:
+    async with open_door(redis_url, timeout_s=0.2) as door:
+        lane = door.blocking(1_000)
+        try:
+            assert await lane.execute("BLPOP", "absent", "1") is None
+        finally:
+            await lane.close()
+
+
+async def test_a_connection_that_the_server_closed_is_replaced(own_server: Servers) -> None:
+    server = own_server()
+    with server.client() as client:
+        async with open_door(server.url) as door:
+            await door.execute("INCR", "n")
+            client.client_kill_filter(_type="normal", skipme=True)
+            answered = await eventually(lambda: door.execute("INCR", "n"), ignore=CLIENT_ERRORS)
+            assert calls(client, "incr") == answered == 2
+
+
+# --- users and passwords
+
+
+def guarded(own_server: Servers) -> RedisProc:
+    server = own_server(aof=True)
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "app", "on", f">{CANARY}", "~*", "&*", "+@all")
+        client.execute_command("ACL", "SETUSER", "default", "off")
+    return server
+
+
+def address(server: RedisProc, password: str, user: str = "app") -> str:
+    return server.url.replace("redis://", f"redis://{user}:{quote(password, safe='')}@")
+
+
+def assert_hidden(*texts: str) -> None:
+    for text in texts:
+        for secret in (CANARY, WRONG, quote(CANARY, safe=""), quote(WRONG, safe="")):
+            assert secret not in text
+
+
+async def test_a_user_whose_password_is_percent_encoded(own_server: Servers) -> None:
+    server = guarded(own_server)
+    async with open_door(address(server, CANARY)) as door:
+        assert await door.execute("ACL", "WHOAMI") == b"app"
+        client = door.sync_client()
+        assert client.execute("ACL", "WHOAMI") == b"app"
+        client.close()
+
+
+async def test_a_wrong_password_is_told_without_it(
+    own_server: Servers, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server = guarded(own_server)
+    settings = Settings(redis=RedisSettings(url=address(server, WRONG), retry_s=1))
+    app = App("shop", settings=settings)
+    with pytest.raises(RedisUnavailable, match="refused our credentials") as raised:
+        await app.open()
+    assert "app:***@127.0.0.1" in str(raised.value)
+    assert_hidden(str(raised.value), "".join(traceback.format_exception(raised.value)), repr(settings))
+    assert_hidden(repr(RedisDoor.open(settings.redis)), caplog.text, *capfd.readouterr())
+    async with open_door(address(server, WRONG)) as door:
+        with pytest.raises(redis.exceptions.AuthenticationError) as refused:
+            await door.persist(lambda: door.execute("PING"), give_up_s=30)
+        assert isinstance(translate(refused.value, door.settings.url), RedisUnavailable)
+
+
+@pytest.mark.parametrize("flags", [(), ("-v",), ("--log-format", "json", "-v")], ids=" ".join)
+@pytest.mark.parametrize("command", ["run shop:app --burst --no-http", "info", "check shop:app"])
+def test_no_output_of_the_command_line_shows_a_password(
+    own_server: Servers, tmp_path: Path, command: str, flags: tuple[str, ...]
+) -> None:
+    server = guarded(own_server)
+    (tmp_path / "shop.py").write_text(SHOP.replace("{partitions}", "1"))
+    for password, code in ((CANARY, 0), (WRONG, 3)):
+        done = subprocess.run(
+            command_line([*command.split(), *flags]), cwd=tmp_path, capture_output=True, text=True, check=False,
+            env=environment({"STREAMLIB_REDIS_URL": address(server, password)}), timeout=60,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert_hidden(done.stdout, done.stderr)
+    assert "refused our credentials" in done.stderr

@@ -1,0 +1,94 @@
+"""TLS: whom we trust, whom we refuse, and what the user hears; in front of a server and, where built in, its own."""
+
+import asyncio
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import trustme
+
+from streamlib.errors import RedisUnavailable
+from streamlib.redisio.connection import CLIENT_ERRORS, ErrorClass, RedisDoor, classify, translate
+from tests.cli.conftest import SHOP, command_line, environment
+from tests.helpers.publishing import open_door
+from tests.helpers.servers import HOST, RedisProc
+from tests.helpers.tls import TLS_SERVERS, Tls
+
+Servers = Callable[..., RedisProc]
+
+
+@pytest.fixture(params=TLS_SERVERS)
+def tls(own_server: Servers, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tls]:
+    running = Tls(own_server, request.param, tmp_path)
+    yield running
+    running.close()
+
+
+async def test_tls_under_an_authority_of_ones_own(tls: Tls) -> None:
+    async with open_door(f"rediss://{HOST}:{tls.port(HOST)}/0", ca_file=tls.ca_file) as door:
+        assert await door.execute("SET", "k", "x" * 300_000) == b"OK"
+        assert len(await door.execute("GET", "k")) == 300_000
+        lane, client = door.lane(), door.sync_client()
+        assert await lane.execute("PING") == client.execute("PING") == b"PONG"
+        await lane.close()
+        client.close()
+
+
+@pytest.mark.parametrize("trusted", ["another authority", "the system's"])
+async def test_a_certificate_of_an_unknown_authority_is_refused(tls: Tls, tmp_path: Path, trusted: str) -> None:
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(str(other))
+    ca_file = str(other) if trusted == "another authority" else ""
+    async with open_door(f"rediss://{HOST}:{tls.port(HOST)}", ca_file=ca_file) as door:
+        await assert_certificate_refused(door, "unable to get local issuer certificate|self.signed certificate")
+
+
+async def test_a_certificate_for_another_host_is_refused(tls: Tls) -> None:
+    async with open_door(f"rediss://{HOST}:{tls.port('redis.example')}", ca_file=tls.ca_file) as door:
+        await assert_certificate_refused(door, "not valid for '127.0.0.1'|IP address mismatch")
+
+
+async def assert_certificate_refused(door: RedisDoor, reason: str) -> None:
+    """On both kinds of client; the error says why, and what the user is told does too."""
+    thread = door.sync_client()
+    for refused in (door.execute("PING"), asyncio.to_thread(thread.execute, "PING")):
+        with pytest.raises(redis.exceptions.ConnectionError) as raised:
+            await refused
+        assert classify(raised.value) is ErrorClass.CONFIG, "no retry mends it"
+        found = translate(raised.value, door.settings.url)
+        assert isinstance(found, RedisUnavailable)
+        assert re.search(f"certificate that we do not trust: .*({reason}).*; check redis.ca_file", str(found)), found
+    thread.close()
+
+
+async def test_a_server_without_tls_is_not_reached_by_tls_nor_the_other_way_round(
+    tls: Tls, own_server: Servers
+) -> None:
+    plain = own_server()
+    async with open_door(plain.url.replace("redis:", "rediss:"), ca_file=tls.ca_file, timeout_s=1) as door:
+        with pytest.raises(CLIENT_ERRORS):
+            await door.execute("PING")
+    async with open_door(f"redis://{HOST}:{tls.port(HOST)}", timeout_s=1) as door:
+        with pytest.raises(CLIENT_ERRORS):
+            await door.execute("PING")
+
+
+def test_a_worker_over_tls(tls: Tls, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(SHOP.replace("{partitions}", "1"))
+    url = f"rediss://{HOST}:{tls.port(HOST)}/0"
+
+    def run(command: str, ca_file: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command_line([*command.split(), "--redis", url]), cwd=tmp_path, capture_output=True, text=True, check=False,
+            env=environment({"STREAMLIB_REDIS_CA_FILE": ca_file, "STREAMLIB_REDIS_RETRY_S": "30"}), timeout=60,
+        )  # fmt: skip
+
+    worked = run("run shop:app --burst --no-http", tls.ca_file)
+    assert worked.returncode == 0, worked.stderr
+    assert '"email"' in run("info --json", tls.ca_file).stdout
+    refused = run("run shop:app --burst --no-http", "")
+    assert refused.returncode == 3
+    assert "check redis.ca_file" in refused.stderr
