@@ -14,7 +14,6 @@ _TYPE = "__streamlib_type__"
 _VERSION = "__streamlib_version__"
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
 class _MessageMeta(StructMeta):
     """Makes every subclass frozen and keyword-only, and takes `version=` and `name=` as class keywords."""
 
@@ -36,7 +35,9 @@ class _MessageMeta(StructMeta):
         return super().__new__(mcls, name, bases, namespace, **options)
 
 
-class Event(Struct, metaclass=_MessageMeta):
+# On the class, not on its metaclass: type checkers take the nearest, and msgspec's Struct carries one too.
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
+class Event(Struct, metaclass=_MessageMeta, frozen=True, kw_only=True):
     """Something that happened. Subclasses are frozen and keyword-only msgspec Structs.
 
     `class Moved(Event, version=2, type_name="moved")`: the stored type is the class's name unless `type_name` is

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, dataclass_transform
 
-from msgspec import Struct, StructMeta
+from msgspec import Struct, StructMeta, field
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
 class _ReadModelMeta(StructMeta):
     """Makes every subclass frozen and keyword-only."""
 
@@ -15,7 +14,9 @@ class _ReadModelMeta(StructMeta):
         return super().__new__(mcls, name, bases, namespace, **{"frozen": True, "kw_only": True, **options})
 
 
-class ReadModel(Struct, metaclass=_ReadModelMeta):
+# On the class, not on its metaclass: type checkers take the nearest, and msgspec's Struct carries one too.
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+class ReadModel(Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=True):
     """One row of a projection. Subclasses are frozen, keyword-only msgspec Structs.
 
     Each field is stored by itself. Every type that msgspec can store as JSON comes back as it was, `Decimal`,

@@ -115,7 +115,7 @@ async def test_replay_moves_the_event_to_again_and_forgets_its_attempts(yard: Ya
     assert yard.dead() == 0
     [(event_id, again)] = yard.again()
     assert event_id == "e-1"
-    assert again == Again(found.letter.entry_id, 0, 0, "replayed", found.letter.fields, 1)
+    assert again == Again(found.letter.entry_id, 0, 0, "replayed", found.letter.fields)
     assert yard.client.get("{orders}:idem:email:e-1") == b"r"
     assert 0 < int(yard.client.pttl("{orders}:idem:email:e-1")) <= WINDOW_S * 1000
 

@@ -157,9 +157,9 @@ def test_rows_are_frozen_and_keyword_only() -> None:
 
     pair = Pair(a=1)
     with pytest.raises(AttributeError):
-        pair.a = 2
+        pair.a = 2  # type: ignore[misc]
     with pytest.raises(TypeError):
-        Pair(1)
+        Pair(1)  # type: ignore[call-arg, misc]
 
 
 @pytest.mark.parametrize("value", [None, "", "a\x00b", "x" * 201, "\udcff"], ids=repr)
