@@ -40,7 +40,7 @@ class Failure(Struct, frozen=True):
         lines = traceback.format_exception(error)
         return cls(
             reason,
-            _clean(f"{type(error).__name__}: {error}", _MAX_ERROR),
+            _clean(f"{type(error).__name__}: {_said_by(error)}".removesuffix(": "), _MAX_ERROR),
             _clean("".join(lines), _MAX_TRACEBACK, keep_end=True),
             type(error).__name__,
         )
@@ -107,6 +107,13 @@ def fingerprint(group: str, failure: Failure) -> str:
     where = re.sub(r", line \d+", "", frames[-1]) if frames else ""
     text = "\0".join((group, failure.reason, _VARYING.sub("*", failure.error), where))
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).hexdigest()
+
+
+def _said_by(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an exception that cannot say what it is must not harm its neighbours
+        return "(its text cannot be printed)"
 
 
 def _clean(text: str, limit: int, *, keep_end: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import random
 import time
@@ -81,9 +82,11 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
             if _is_cancelled(error):
                 return [self._cancelled(work) for work in works]
-            if len(works) == 1:
-                return [self._failed(works[0], error, time.perf_counter() - started)]
-            logger.info("batch_split", extra={"handler": handler.name, "events": len(works), "error": str(error)})
+            seconds = time.perf_counter() - started
+            if len(works) == 1 or handler.rerun == "never":
+                return [self._failed(work, error, seconds) for work in works]
+            reason = Failure.of("max_attempts", error).error
+            logger.info("batch_split", extra={"handler": handler.name, "events": len(works), "error": reason})
             return [(await self.run_batch([work]))[0] for work in works]
         seconds = (time.perf_counter() - started) / len(works)
         return [
@@ -91,7 +94,7 @@ class Executor:
             for work, (_, context) in zip(works, contexts, strict=True)
         ]
 
-    async def _end_one(self, work: Work, context: Context, batch: BatchContext, seconds: float) -> Ended:
+    async def _end_one(self, work: Work, context: Context, batch: BatchContext, seconds: float) -> Ended | None:
         rejected = batch.rejected.get(id(work.event))
         if rejected is not None:
             return self._failed(work, rejected, seconds)
@@ -99,8 +102,8 @@ class Executor:
             return self._failed(work, StreamlibError("the batch handler asked to run it again"), seconds)
         try:
             return self._done(work, await self._emit(context), seconds)
-        except (StreamlibError, OSError) as error:
-            return self._failed(work, error, seconds)
+        except BaseException as error:  # noqa: BLE001 - what was emitted is user code's too; the batch has other events
+            return self._cancelled(work) if _is_cancelled(error) else self._failed(work, error, seconds)
 
     async def _call(self, handler: HandlerSpec, arguments: tuple[Any, ...]) -> None:
         if handler.is_async:
@@ -127,7 +130,8 @@ class Executor:
     async def _call_in_thread(self, handler: HandlerSpec, arguments: tuple[Any, ...]) -> Any:
         """A thread cannot be stopped: past the timeout its claim is kept until it ends by itself."""
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, _guarded, handler.function, arguments)
+        context = contextvars.copy_context()  # threads are used again: the next event must not see this one's variables
+        future = loop.run_in_executor(self._threads, context.run, _guarded, handler.function, arguments)
         _, running = await asyncio.wait({future}, timeout=handler.timeout_s)
         if running:
             logger.error("handler_overran", extra={"handler": handler.name, "timeout_s": handler.timeout_s})
@@ -174,12 +178,16 @@ class Executor:
         """Cancelled by us: the claim was lost, or the worker stops and others shall run the event at once."""
         if work.lost or not work.handler.is_async:
             return None
+        if work.handler.rerun == "never":
+            error = StreamlibError("the worker stopped while it ran, and its handler must not run twice")
+            return self._bury(work, Failure.of("outcome_unknown", error), None)
         return Ended(give_back(work.delivery, claimed=True), "released", work.handler.name)
 
     def _failed(self, work: Work, error: BaseException, seconds: float) -> Ended:
         policy, attempts = work.handler.retry, work.delivery.attempts + 1
-        if isinstance(error, PublishError) and isinstance(error.__cause__, RedisError):
-            return Ended(give_back(work.delivery, claimed=True), "released", work.handler.name)  # not its fault
+        not_its_fault = isinstance(error, PublishError) and isinstance(error.__cause__, RedisError)
+        if not_its_fault and work.handler.rerun != "never":
+            return Ended(give_back(work.delivery, claimed=True), "released", work.handler.name)
         if isinstance(error, Reject | HandlerReturned):
             return self._bury(work, Failure.of("rejected", error), seconds)
         last = attempts >= policy.max_attempts
