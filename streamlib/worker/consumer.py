@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from streamlib.errors import DecodeError, SchemaError, UnknownType
 from streamlib.event import Event
-from streamlib.message import entry_time_ms
+from streamlib.message import Message, entry_time_ms
 from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.claims import Claimed, Verdict, claim
 from streamlib.redisio.connection import RedisDoor
@@ -58,12 +58,11 @@ class Consumer:
         self._parts = parts
         self._topic: TopicSpec = parts.spec.topic
         self._group = parts.group
-        self._lanes: dict[str, Lanes] = {
-            handler.name: lanes_for(handler, on_end=self._work_ended, on_room=self._wake_up)
-            for handler in parts.spec.handlers
-        }
+        self._lanes: list[Lanes] = [
+            lanes_for(handler, on_end=self._work_ended, on_room=self._lane_free) for handler in parts.spec.handlers
+        ]
         self._by_class: Mapping[type[Event], Lanes] = {
-            cls: self._lanes[handler.name] for cls, handler in parts.spec.by_class().items()
+            cls: lanes for lanes in self._lanes for cls in lanes.handler.events
         }
         self._inbox: deque[Received] = deque()
         self._inbox_bytes = 0
@@ -81,19 +80,23 @@ class Consumer:
     # -- intake -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        for lanes in self._lanes.values():
+        for lanes in self._lanes:
             lanes.start()
 
     @property
     def room(self) -> tuple[int, int]:
-        """How many more entries, and bytes, may be read ahead: what can start before others would look for it."""
+        """How many more entries, and bytes, may be read ahead: what can start before others would look for it.
+
+        The bytes are those of events that wait, here or claimed; what runs does not count.
+        """
         third_s = self._parts.settings.lease_ms / 3000
-        startable = sum(lanes.limit + lanes.startable(third_s) for lanes in self._lanes.values())
+        startable = sum(lanes.limit + lanes.startable(third_s) for lanes in self._lanes)
         entries = min(self._parts.settings.batch, startable) - len(self._inbox)
-        return max(entries, 0), max(self._parts.settings.prefetch_bytes - self._inbox_bytes, 0)
+        waiting_bytes = self._inbox_bytes + sum(lanes.waiting_bytes for lanes in self._lanes)
+        return max(entries, 0), max(self._parts.settings.prefetch_bytes - waiting_bytes, 0)
 
     async def wait_for_room(self) -> None:
-        while not all(self.room) and not self._stopping:
+        while not (self._stopping or all(self.room)):
             self._room.clear()
             await self._room.wait()
 
@@ -115,6 +118,10 @@ class Consumer:
     def _wake_up(self) -> None:
         self._wake.set()
 
+    def _lane_free(self) -> None:
+        self._room.set()
+        self._wake.set()
+
     async def run(self) -> None:
         """Admit what comes in, until `stop_admitting`."""
         while not self._stopping:
@@ -123,28 +130,30 @@ class Consumer:
                 await self._wake.wait()
 
     async def run_once(self) -> int:
-        """Admit what there is room for now; the number of entries that left the inbox."""
+        """Admit what there is room for now; the number of entries that left the inbox. Raises a lane's bug."""
+        for lanes in self._lanes:
+            lanes.raise_bug()
         chosen = self._choose()
         if chosen:
             self._room.set()
             await self._admit(chosen)
-        self._parts.metrics.inflight(sum(lanes.held for lanes in self._lanes.values()))
+        self._parts.metrics.inflight(sum(lanes.held for lanes in self._lanes))
         return len(chosen)
 
     # -- admission ----------------------------------------------------------------------------------------------
 
     def _choose(self) -> list[tuple[Received, Lanes | None]]:
         """What may leave the inbox now: all that needs no lane, and per handler as many as it has room for."""
-        room = {name: lanes.room for name, lanes in self._lanes.items()}
+        room = {lanes: lanes.room for lanes in self._lanes}
         chosen: list[tuple[Received, Lanes | None]] = []
         kept: deque[Received] = deque()
         for received in self._inbox:
             lanes = self._lanes_of(received)
             if lanes is not None:
-                if room[lanes.handler.name] <= 0:
+                if room[lanes] <= 0:
                     kept.append(received)
                     continue
-                room[lanes.handler.name] -= 1
+                room[lanes] -= 1
             chosen.append((received, lanes))
             self._inbox_bytes -= received.delivery.size
         self._inbox = kept
@@ -181,10 +190,13 @@ class Consumer:
         """A type that this group does not handle, neither here nor in a newer or older worker that is live."""
         if received.message is None:
             return False
-        found = self._class_of(received)
-        if isinstance(found, UnknownType):
-            return self._topic.unknown == "skip"
-        return received.message.type not in self._parts.live_types()
+        if self._is_handled_elsewhere(received.message):
+            return False
+        return self._topic.unknown == "skip" or not isinstance(self._class_of(received), UnknownType)
+
+    def _is_handled_elsewhere(self, message: Message) -> bool:
+        """Whether another live worker of this group, newer or older, handles a type that this one does not."""
+        return message.type in self._parts.live_types() - self._parts.spec.type_names
 
     async def _claim_chunk(self, chunk: list[tuple[Received, Lanes | None]]) -> None:
         claimed = await self._claim([received.delivery for received, _ in chunk])
@@ -215,7 +227,7 @@ class Consumer:
             self._ask_again(received, answer.number)
         elif answer.verdict is Verdict.SUSPECT:
             if lanes is None:
-                lanes = next(iter(self._lanes.values()))
+                lanes = self._lanes[0]
             confirm_at = time.monotonic() + self._parts.settings.lease_ms / 3000
             self._suspects.put_nowait((received, lanes, confirm_at))
         else:
@@ -273,7 +285,7 @@ class Consumer:
         try:
             cls = self._topic.registry.find(message.type, message.version)
             return self._topic.codec.decode(message, cls)
-        except DecodeError as error:
+        except Exception as error:  # noqa: BLE001 - classes run code of their own (__post_init__), codecs may be foreign
             reason: Reason = "schema" if isinstance(error, SchemaError) else "decode"
             return self._bury(received, Failure.of(reason, error), lanes.handler.name)
 
@@ -287,7 +299,8 @@ class Consumer:
         error = known or UnknownType(f"{received.message.type} is handled by this group, but not by this worker")
         delivery, now_ms = received.delivery, int(time.time() * 1000)
         expired = delivery.since_ms and now_ms - delivery.since_ms > self._parts.settings.unknown_ttl_s * 1000
-        if expired or (known is not None and self._topic.unknown == "dead-letter"):
+        may_bury = self._topic.unknown == "dead-letter" and not self._is_handled_elsewhere(received.message)
+        if expired or (known is not None and may_bury):
             return self._bury(received, Failure.of("unknown_type", error))
         waited_ms = now_ms - delivery.since_ms if delivery.since_ms else 0
         delay_ms = min(max(waited_ms, _PARK_FIRST_MS), _PARK_CAP_MS)
@@ -369,21 +382,21 @@ class Consumer:
         for received in self._inbox:
             self._parts.settling.put(Ended(give_back(received.delivery, claimed=False), "released"))
         self._inbox.clear()
-        for lanes in self._lanes.values():
+        for lanes in self._lanes:
             for work in lanes.stop():
                 self._parts.settling.put(Ended(give_back(work.delivery, claimed=True), "released"))
 
     def cancel_handlers(self) -> None:
-        for lanes in self._lanes.values():
+        for lanes in self._lanes:
             lanes.cancel()
 
     async def finish(self, timeout_s: float) -> bool:
         """After `stop`: let running handlers end; those that take too long are cancelled, and the answer is False."""
-        waits = [lanes.wait(timeout_s) for lanes in self._lanes.values()]
+        waits = [lanes.wait(timeout_s) for lanes in self._lanes]
         if all(await asyncio.gather(*waits)):
             return True
         self.cancel_handlers()
-        await asyncio.gather(*(lanes.wait(_CANCEL_GRACE_S) for lanes in self._lanes.values()))
+        await asyncio.gather(*(lanes.wait(_CANCEL_GRACE_S) for lanes in self._lanes))
         return False
 
 

@@ -53,7 +53,8 @@ class Fetcher:
         if received:
             self._count = min(self._count * 2, self._settings.batch)
             size = sum(one.delivery.size for one in received) / len(received)
-            self._bytes_per_entry += 0.2 * (size - self._bytes_per_entry)
+            # Up at once and down slowly: a burst of large events after small ones must not be read by the hundred.
+            self._bytes_per_entry = max(size, self._bytes_per_entry + 0.2 * (size - self._bytes_per_entry))
             self._consumer.offer(received)
             return 0.0
         returned_early = self.last_read - started < self._settings.block_ms / 2000

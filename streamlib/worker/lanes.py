@@ -38,6 +38,8 @@ class Lanes:
         self._on_end = on_end
         self._on_room = on_room
         self._ready: deque[Work] = deque()
+        self._bug: BaseException | None = None
+        self.waiting_bytes = 0
         self._running: dict[asyncio.Task[None], list[Work]] = {}
         self._idle: set[asyncio.Task[None]] = set()
         self._seconds_per_event: float | None = None
@@ -79,6 +81,7 @@ class Lanes:
 
     def put(self, work: Work) -> None:
         self._ready.append(work)
+        self.waiting_bytes += work.delivery.size
         self._wake.set()
 
     def discard(self, work: Work) -> None:
@@ -86,6 +89,7 @@ class Lanes:
         work.lost = True
         if work in self._ready:
             self._ready.remove(work)
+            self.waiting_bytes -= work.delivery.size
             self._on_end(work, None)
             return
         for task, works in self._running.items():
@@ -98,12 +102,18 @@ class Lanes:
         self._wake.set()
         unstarted = list(self._ready)
         self._ready.clear()
+        self.waiting_bytes = 0
         return unstarted
 
     def cancel(self) -> None:
         """Cancel the handlers that run now."""
         for task in list(self._running):
             task.cancel()
+
+    def raise_bug(self) -> None:
+        """Raise what ended a lane: a bug of ours, for handlers' errors are outcomes."""
+        if self._bug is not None:
+            raise self._bug
 
     async def wait(self, timeout_s: float) -> bool:
         """After `stop`: wait for the lanes to end; False when some still run."""
@@ -122,7 +132,8 @@ class Lanes:
         self._idle.discard(task)
         self._running.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
+            self._bug = error
+            self._on_room()
 
     async def _lane(self) -> None:
         task = asyncio.current_task()
@@ -152,6 +163,7 @@ class Lanes:
         works: list[Work] = []
         while self._ready and len(works) < self._batch:
             works.append(self._ready.popleft())
+            self.waiting_bytes -= works[-1].delivery.size
         return works
 
     async def _run(self, works: list[Work]) -> None:
