@@ -93,6 +93,22 @@ def test_a_stalled_server_causes_no_duplicate_runs(bench: Bench) -> None:
         assert set(bench.runs().values()) == {1}
 
 
+def test_a_full_server_pauses_the_work_and_loses_nothing(bench: Bench) -> None:
+    with bench.worker(work_s=0.02) as first, bench.worker(work_s=0.02) as second:
+        first.wait_ready()
+        second.wait_ready()
+        bench.publish(2_000)
+        bench.wait_for_runs(200)
+        bench.client.config_set("maxmemory", "1mb")
+        wait_until(lambda: first.metric("streamlib_redis_errors_total", kind="pause") > 0, 30)
+        wait_until(lambda: second.metric("streamlib_redis_errors_total", kind="pause") > 0, 30)
+        assert len(bench.runs()) < 2_000
+        bench.client.config_set("maxmemory", "0")
+        bench.wait_until_done()
+        bench.check()
+        assert set(bench.runs().values()) == {1}
+
+
 def test_a_worker_starts_before_its_server(bench: Bench) -> None:
     bench.publish(100)
     bench.server.kill9()
