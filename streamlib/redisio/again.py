@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from msgspec import Struct
 
@@ -24,6 +26,7 @@ class Again(Struct, frozen=True, array_like=True):
     fields: list[bytes]
 
 
+_ENTRY_ID = re.compile(r"\d+-\d+")
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Again)
 
@@ -37,6 +40,9 @@ def unpack(entry_id: str, fields: Fields) -> Again:
     if len(fields) != 4 or fields[0] != b"id" or fields[2] != b"body":
         raise DecodeError(f"entry {entry_id} of an again stream was not written by streamlib")
     try:
-        return _decoder.decode(fields[3])
+        again = _decoder.decode(fields[3])
     except msgspec.DecodeError as error:
         raise DecodeError(f"entry {entry_id} of an again stream: {error}") from error
+    if len(again.fields) % 2 or not _ENTRY_ID.fullmatch(again.entry_id):
+        raise DecodeError(f"entry {entry_id} of an again stream holds no entry of a stream")
+    return again

@@ -188,6 +188,9 @@ def dead_letters(client: redis.Redis, stream: str, group: str) -> list[dict[str,
     """The dead letters of a group, fields by name; bytes that are no UTF-8 as surrogate escapes."""
     entries: Any = client.xrange("{" + stream + "}:dead:" + group)
     return [
-        {name.decode(): value.decode(errors="surrogateescape") for name, value in fields.items()}
+        {
+            name.decode(errors="surrogateescape"): value.decode(errors="surrogateescape")
+            for name, value in fields.items()
+        }
         for _, fields in entries
     ]
