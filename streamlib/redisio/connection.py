@@ -63,10 +63,14 @@ _BY_PREFIX = {
     "unknown": ErrorClass.CONFIG,
 }
 
+# What scripts are told instead of NOPERM: by Valkey and Redis 7.2 or later, by Redis 7.0.
+_DENIED_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
+
 _BY_TYPE: tuple[tuple[type[Exception], ErrorClass], ...] = (
     (redis.exceptions.AuthenticationError, ErrorClass.CONFIG),
     (redis.exceptions.AuthorizationError, ErrorClass.CONFIG),
     (redis.exceptions.NoPermissionError, ErrorClass.CONFIG),
+    (redis.exceptions.ClusterCrossSlotError, ErrorClass.CONFIG),
     (redis.exceptions.BusyLoadingError, ErrorClass.FAILOVER),
     (redis.exceptions.ReadOnlyError, ErrorClass.FAILOVER),
     (redis.exceptions.MasterDownError, ErrorClass.FAILOVER),
@@ -82,14 +86,25 @@ _BY_TYPE: tuple[tuple[type[Exception], ErrorClass], ...] = (
     (asyncio.TimeoutError, ErrorClass.NETWORK),
 )
 
+_KINDS: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
+    ("timeout", (redis.exceptions.TimeoutError, asyncio.TimeoutError), ""),
+    ("oom", (redis.exceptions.OutOfMemoryError,), "OOM"),
+    ("readonly", (redis.exceptions.ReadOnlyError,), "READONLY"),
+    ("noscript", (redis.exceptions.NoScriptError,), "NOSCRIPT"),
+    ("nogroup", (), "NOGROUP"),
+)
+
 RETRYABLE = frozenset({ErrorClass.NETWORK, ErrorClass.FAILOVER, ErrorClass.MIGRATE, ErrorClass.PAUSE})
 
 
 def error_code(error: BaseException) -> str:
     """The server's own word for an error ("NOGROUP", "WRONGTYPE"), "" where there is none.
 
-    A script passes on what a command in it answered, behind a text of its own; the first known word counts.
+    A script passes on what a command in it answered, behind a text of its own; the first known word counts. The client
+    takes the word away where it has a class of its own for it.
     """
+    if str(error).startswith(_DENIED_IN_SCRIPT):
+        return "NOPERM"
     for word in str(error).replace(":", " ").split():
         if word in _BY_PREFIX:
             return word
@@ -106,6 +121,15 @@ def classify(error: BaseException) -> ErrorClass:
     if isinstance(error, redis.exceptions.ResponseError):
         return _BY_PREFIX.get(error_code(error), ErrorClass.BUG)
     return ErrorClass.BUG
+
+
+def error_kind(error: BaseException) -> str:
+    """The error in a word, for metrics: timeout connection oom readonly noscript nogroup, else the class's name."""
+    error_class, code = classify(error), error_code(error)
+    for kind, types, word in _KINDS:
+        if isinstance(error, types) or (word and word == code):
+            return kind
+    return "connection" if error_class is ErrorClass.NETWORK else error_class.value
 
 
 def _is_certificate_refused(error: BaseException) -> bool:

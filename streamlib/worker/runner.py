@@ -18,7 +18,7 @@ from msgspec import Struct
 from streamlib.keys import Keys
 from streamlib.metrics.worker import WorkerMetrics
 from streamlib.ops.inspect import TopicInfo, inspect
-from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.connection import RedisDoor, error_kind
 from streamlib.redisio.publisher import Publisher
 from streamlib.settings import Settings
 from streamlib.topic import TopicSpec
@@ -34,7 +34,6 @@ from streamlib.worker.unit import GroupUnit, Shared
 logger = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_DRAIN_TIMEOUT = 0, 7
-_LIVE_WITHIN_S = 10.0
 _BURST_LOOKS = 2
 _BURST_EVERY_S = 0.2
 
@@ -91,7 +90,7 @@ class Worker:
         if self._beat is None:
             return True, "starting"
         silent_s = self._beat.silent_s
-        return silent_s < _LIVE_WITHIN_S, f"event loop silent for {silent_s:.1f} s"
+        return silent_s < self._parts.settings.worker.stall_s, f"event loop silent for {silent_s:.1f} s"
 
     def readiness(self) -> tuple[bool, str]:
         """Whether this worker takes work now; callable from any thread."""
@@ -119,6 +118,7 @@ class Worker:
             self._parts.settings.worker,
             consumer=self.consumer,
             worker_id=self.worker_id,
+            window_ms=int(self._parts.settings.idempotency.window_s * 1000),
             loop=asyncio.get_running_loop(),
             on_error=self._on_error,
         )
@@ -218,7 +218,7 @@ class Worker:
             list(topics.values()),
             self._parts.metrics.backlog,
         )
-        steps = [keeper.refresh_types, keeper.refresh_gauges, keeper.trim, keeper.sweep]
+        steps = [keeper.refresh_gauges, keeper.trim, keeper.sweep]
         if self._beat is not None:
             steps.append(self._beat.run_once)
         return [
@@ -253,7 +253,7 @@ class Worker:
         return groups + [f"{p.topic.name}/{p.name}" for p in self._parts.projections]
 
     def _on_error(self, kind: str, error: Exception) -> None:
-        self._parts.metrics.redis_error(kind)
+        self._parts.metrics.redis_error(error_kind(error))
 
 
 async def _nothing_to_heal() -> None:

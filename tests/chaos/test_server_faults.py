@@ -100,8 +100,8 @@ def test_a_full_server_pauses_the_work_and_loses_nothing(bench: Bench) -> None:
         bench.publish(2_000)
         bench.wait_for_runs(200)
         bench.client.config_set("maxmemory", "1mb")
-        wait_until(lambda: first.metric("streamlib_redis_errors_total", kind="pause") > 0, 30)
-        wait_until(lambda: second.metric("streamlib_redis_errors_total", kind="pause") > 0, 30)
+        wait_until(lambda: first.metric("streamlib_redis_errors_total", kind="oom") > 0, 30)
+        wait_until(lambda: second.metric("streamlib_redis_errors_total", kind="oom") > 0, 30)
         assert len(bench.runs()) < 2_000
         bench.client.config_set("maxmemory", "0")
         bench.wait_until_done()

@@ -6,6 +6,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +16,7 @@ import yaml
 
 from tests.cli.conftest import Cli, Result, command_line, environment
 from tests.helpers.processes import end_process
-from tests.helpers.servers import HOST, free_port
+from tests.helpers.servers import HOST, RedisProc, free_port
 from tests.helpers.source_tree import ROOT
 from tests.helpers.waiting import wait_until
 from tests.helpers.workers import WorkerProc
@@ -193,6 +194,22 @@ def test_every_alert_rule_is_loaded_and_can_be_evaluated(shop: Path, redis_url: 
                 lambda: prometheus.value('absent(ALERTS{alertname="StreamlibNoReadyWorker"})') == 1,
                 what="no alert about a missing worker",
             )
+
+
+def test_a_full_redis_raises_the_alert(shop: Path, own_server: Callable[..., RedisProc]) -> None:
+    server = own_server()
+    with WorkerProc("shop:app", server.url, cwd=shop) as worker, server.client() as client:
+        worker.wait_ready()
+        with Prometheus(shop / "prometheus", address(worker)) as prometheus:
+            prometheus.wait_for("up", 1)
+            order = {"id": "e-1", "type": "OrderCreated", "v": "1", "key": "o-1", "data": '{"order_id":"o-1"}'}
+            with client.pipeline() as at_once:  # full before the worker can read it
+                at_once.xadd("orders", dict(order))
+                at_once.config_set("maxmemory", "1")
+                at_once.execute()
+            prometheus.wait_for('count(ALERTS{alertname="StreamlibRedisFull", alertstate="firing"})', 1)
+            client.config_set("maxmemory", "0")
+            prometheus.wait_for(f'sum({COUNTED[:-1]}, outcome="ok"}})', 1)
 
 
 def test_processes_of_one_worker_are_told_apart_by_slot_and_add_up(cli: Cli, shop: Path, redis_url: str) -> None:
