@@ -79,6 +79,8 @@ class _Data:
                 refuse_nan(event, label)
             except PublishError as error:
                 raise SchemaError(str(error)) from error
+            except RecursionError as error:
+                raise DecodeError(f"{label}: nested too deeply") from error
         return event
 
     def _is_risky(self, cls: type[Event]) -> bool:

@@ -70,6 +70,9 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
         time_ms = envelope.get("time_ms")
         if time_ms is not None and not 0 <= time_ms < 10**16:
             raise PublishError(f"time_ms {time_ms} is no time in ms since 1970")
+        headers = envelope.get("headers") or {}
+        if not all(isinstance(part, str) for pair in headers.items() for part in pair):
+            raise PublishError(f"headers {headers!r}: names and values are texts")
         return Message(
             id=_checked("event id", event_id) if event_id is not None else new_event_id(),
             type=event_type(cls),

@@ -14,14 +14,14 @@ from streamlib.errors import DecodeError
 class Again(Struct, frozen=True, array_like=True):
     """The opaque blob of `{S}:retrybody` and of the entries of `{S}:again`.
 
-    `entry_id` is the event's first entry in S, `attempts` the runs already spent, `since_ms` when it first failed or
-    was parked (server ms, 0 if it never did), `why` one of retry, parked, returned, replayed; `fields` the entry's
-    own fields, untouched.
+    `entry_id` is the event's first entry in S, `attempts` the runs already spent, `parked_ms` when it was first parked
+    (ms since 1970, 0 if it never was), `why` one of retry, parked, returned, replayed; `fields` the entry's own fields,
+    untouched.
     """
 
     entry_id: str
     attempts: int
-    since_ms: int
+    parked_ms: int
     why: str
     fields: list[bytes]
 

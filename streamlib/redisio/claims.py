@@ -39,6 +39,7 @@ async def claim(
     group: str,
     worker_id: str,
     lease_ms: int,
+    window_ms: int,
     take_suspects: bool = False,
 ) -> list[Claimed]:
     """Claim deliveries of one partition (at most 500), answers in their order. Safe to send twice."""
@@ -46,7 +47,7 @@ async def claim(
     reply = await _claim.run(
         redis,
         [keys.suspect(group), *(keys.idem(group, d.event_id) for d in deliveries)],
-        [worker_id, lease_ms, "suspects" if take_suspects else "normal", *(d.ref for d in deliveries)],
+        [worker_id, lease_ms, window_ms, "suspects" if take_suspects else "normal", *(d.ref for d in deliveries)],
     )
     return [Claimed(Verdict(reply[i]), reply[i + 1]) for i in range(0, len(reply), 2)]
 
@@ -61,12 +62,14 @@ class Held(Struct, frozen=True):
     event_id: str
 
 
-def renew(redis: SyncClient, held: Sequence[Held], *, consumer: str, worker_id: str, lease_ms: int) -> list[str]:
+def renew(
+    redis: SyncClient, held: Sequence[Held], *, consumer: str, worker_id: str, lease_ms: int, window_ms: int
+) -> list[str]:
     """Renew claims on entries of one stream (at most 500); the refs whose claim was lost. Safe to send twice."""
     keys, group = held[0].keys, held[0].group
     reply = _renew.run_sync(
         redis,
         [keys.again(group) if held[0].again else keys.stream, *(keys.idem(group, h.event_id) for h in held)],
-        [group, consumer, worker_id, lease_ms, *(h.ref for h in held)],
+        [group, consumer, worker_id, lease_ms, window_ms, *(h.ref for h in held)],
     )
     return [ref.decode() for ref in reply]

@@ -16,8 +16,8 @@ class Delivery(Struct, kw_only=True, eq=False):
     """An entry in the pending list of this worker's consumer.
 
     `again` tells the two streams apart, `entry_id` is the entry's id in the one it was read from, `origin_id` its id
-    in S; `event_id` is the idempotency key's; `attempts` are the runs spent before; `since_ms` is when it first failed
-    or was parked (0: never).
+    in S; `event_id` is the idempotency key's; `attempts` are the runs spent before; `parked_ms` is when it was first
+    parked (0: never).
     """
 
     keys: StreamKeys
@@ -29,7 +29,7 @@ class Delivery(Struct, kw_only=True, eq=False):
     fields: Fields
     how: How
     attempts: int = 0
-    since_ms: int = 0
+    parked_ms: int = 0
 
     @property
     def ref(self) -> str:

@@ -93,7 +93,7 @@ class Publisher:
                 # Lets the first batch leave while the next is being encoded.
                 await asyncio.sleep(0)
             await order.done
-        except asyncio.CancelledError:
+        except BaseException:
             order.done.cancel()
             raise
         return order.outcomes()

@@ -77,7 +77,7 @@ class Reader:
             try:
                 kept = unpack(entry_id, fields)
                 event_id = fields[1].decode("utf-8", "replace")
-                extra = {"attempts": kept.attempts, "since_ms": kept.since_ms}
+                extra = {"attempts": kept.attempts, "parked_ms": kept.parked_ms}
                 origin_id, fields = kept.entry_id, kept.fields
             except DecodeError as problem:
                 error = problem

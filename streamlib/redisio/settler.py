@@ -41,16 +41,21 @@ def done(delivery: Delivery, emitted: Sequence[Fields] = ()) -> Settlement:
     return Settlement(delivery, "done", 0, parts)
 
 
-def retry(delivery: Delivery, *, delay_ms: int, attempts: int, now_ms: int, parked: bool = False) -> Settlement:
+def retry(delivery: Delivery, *, delay_ms: int, attempts: int) -> Settlement:
     """The event comes again after `delay_ms`; `attempts` are the runs spent by then."""
-    why = "parked" if parked else "retry"
-    again = _again(delivery, attempts, delivery.since_ms or now_ms, why)
+    again = _again(delivery, attempts, delivery.parked_ms, "retry")
+    return Settlement(delivery, "retry", delay_ms, (delivery.event_id, pack(again)))
+
+
+def park(delivery: Delivery, *, delay_ms: int, now_ms: int) -> Settlement:
+    """Nobody here knows the event: it comes again after `delay_ms`, no attempt spent."""
+    again = _again(delivery, delivery.attempts, delivery.parked_ms or now_ms, "parked")
     return Settlement(delivery, "retry", delay_ms, (delivery.event_id, pack(again)))
 
 
 def give_back(delivery: Delivery, *, claimed: bool) -> Settlement:
     """The event comes again at once, elsewhere, with no attempt spent."""
-    again = _again(delivery, delivery.attempts, delivery.since_ms, "returned")
+    again = _again(delivery, delivery.attempts, delivery.parked_ms, "returned")
     return Settlement(delivery, "back" if claimed else "return", 0, (delivery.event_id, pack(again)))
 
 
@@ -101,5 +106,5 @@ async def settle(
     return [code == 1 for code in reply]
 
 
-def _again(delivery: Delivery, attempts: int, since_ms: int, why: str) -> Again:
-    return Again(delivery.origin_id, attempts, since_ms, why, delivery.fields)
+def _again(delivery: Delivery, attempts: int, parked_ms: int, why: str) -> Again:
+    return Again(delivery.origin_id, attempts, parked_ms, why, delivery.fields)

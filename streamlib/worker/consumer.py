@@ -6,32 +6,31 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from msgspec import Struct
 
-from streamlib.errors import DecodeError, SchemaError, UnknownType
+from streamlib.errors import UnknownType
 from streamlib.event import Event
-from streamlib.message import Message, entry_time_ms
+from streamlib.message import entry_time_ms
 from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.claims import Claimed, Verdict, claim
 from streamlib.redisio.connection import RedisDoor
-from streamlib.redisio.dead_letter import Failure, Reason
+from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.reader import Received
-from streamlib.redisio.settler import ack, give_back, retry
+from streamlib.redisio.settler import ack, give_back
 from streamlib.settings import WorkerSettings
 from streamlib.topic import TopicSpec
-from streamlib.worker.executor import bury_as_dead
+from streamlib.worker.decoding import Decoding
 from streamlib.worker.handlers import GroupSpec
 from streamlib.worker.inflight import InFlight, Key
 from streamlib.worker.lanes import Lanes
 from streamlib.worker.settling import Settling
-from streamlib.worker.work import NO_HANDLER, Ended, Group, Work
+from streamlib.worker.work import Ended, Group, Work
 
 logger = logging.getLogger(__name__)
 _CLAIM_BATCH = 500
-_PARK_FIRST_MS, _PARK_CAP_MS = 1_000, 60_000
 _CANCEL_GRACE_S = 2.0
 _SUSPECT_POLL_S = 0.002
 
@@ -48,7 +47,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     settling: Settling
     metrics: GroupMetrics
     on_error: Callable[[str, Exception], None]
-    live_types: Callable[[], frozenset[str]]
+    live_types: Callable[[], Awaitable[frozenset[str]]]
 
 
 class Consumer:
@@ -58,6 +57,7 @@ class Consumer:
         self._parts = parts
         self._topic: TopicSpec = parts.spec.topic
         self._group = parts.group
+        self._decoding = Decoding(self._topic, parts.group, parts.payload_bytes, parts.settings.unknown_ttl_s)
         self._lanes: list[Lanes] = [
             lanes_for(handler, on_end=self._work_ended, on_room=self._lane_free) for handler in parts.spec.handlers
         ]
@@ -71,6 +71,7 @@ class Consumer:
         self._busy: dict[asyncio.TimerHandle, Received] = {}
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
+        self._elsewhere: frozenset[str] = frozenset()
         self._stopping = False
 
     @property
@@ -95,6 +96,12 @@ class Consumer:
         waiting_bytes = self._inbox_bytes + sum(lanes.waiting_bytes for lanes in self._lanes)
         return max(entries, 0), max(self._parts.settings.prefetch_bytes - waiting_bytes, 0)
 
+    @property
+    def room_to_reclaim(self) -> int:
+        """How many entries may be taken over from others, however full the inbox is of new ones."""
+        taken_over = sum(one.delivery.how == "reclaimed" for one in self._inbox)
+        return self._parts.settings.batch // 5 - taken_over
+
     async def wait_for_room(self) -> None:
         while not (self._stopping or all(self.room)):
             self._room.clear()
@@ -108,7 +115,10 @@ class Consumer:
             if key in self._waiting or key in self._parts.inflight:
                 continue  # handed to us again (our own reclaim, a restored pending list) while we still have it
             self._waiting.add(key)
-            self._inbox.append(one)
+            if one.delivery.how == "reclaimed":
+                self._inbox.appendleft(one)  # it has waited for a lease already
+            else:
+                self._inbox.append(one)
             self._inbox_bytes += one.delivery.size
             taken[one.delivery.how] += 1
         for how, number in taken.items():
@@ -160,19 +170,14 @@ class Consumer:
         return chosen
 
     def _lanes_of(self, received: Received) -> Lanes | None:
-        cls = self._class_of(received)
+        cls = self._decoding.class_of(received)
         return self._by_class.get(cls) if isinstance(cls, type) else None
-
-    def _class_of(self, received: Received) -> type[Event] | UnknownType | None:
-        if received.message is None:
-            return None
-        try:
-            return self._topic.registry.find(received.message.type, received.message.version)
-        except UnknownType as error:
-            return error
 
     async def _admit(self, chosen: list[tuple[Received, Lanes | None]]) -> None:
         to_claim: dict[int, list[tuple[Received, Lanes | None]]] = {}
+        if any(lanes is None and received.message is not None for received, lanes in chosen):
+            # Asked after these entries were read: whoever handles a type has said so before anybody published it.
+            self._elsewhere = await self._parts.live_types() - self._parts.spec.type_names
         for received, lanes in chosen:
             if lanes is None and self._may_skip(received):
                 self._leave(received)
@@ -190,13 +195,9 @@ class Consumer:
         """A type that this group does not handle, neither here nor in a newer or older worker that is live."""
         if received.message is None:
             return False
-        if self._is_handled_elsewhere(received.message):
+        if received.message.type in self._elsewhere:
             return False
-        return self._topic.unknown == "skip" or not isinstance(self._class_of(received), UnknownType)
-
-    def _is_handled_elsewhere(self, message: Message) -> bool:
-        """Whether another live worker of this group, newer or older, handles a type that this one does not."""
-        return message.type in self._parts.live_types() - self._parts.spec.type_names
+        return self._topic.unknown == "skip" or not isinstance(self._decoding.class_of(received), UnknownType)
 
     async def _claim_chunk(self, chunk: list[tuple[Received, Lanes | None]]) -> None:
         claimed = await self._claim([received.delivery for received, _ in chunk])
@@ -211,6 +212,7 @@ class Consumer:
                 group=self._group.group,
                 worker_id=self._group.worker_id,
                 lease_ms=self._parts.settings.lease_ms,
+                window_ms=self._group.window_ms,
                 take_suspects=take_suspects,
             )
 
@@ -237,9 +239,9 @@ class Consumer:
         delivery, message = received.delivery, received.message
         if lanes is None or message is None:
             self._hold(delivery, _ignore)
-            self._parts.settling.put(self._unreadable(received))
+            self._parts.settling.put(self._decoding.unreadable(received, self._elsewhere))
             return
-        event = self._decode(received, lanes)
+        event = self._decoding.decode(received, lanes.handler.name)
         if isinstance(event, Ended):
             self._hold(delivery, _ignore)
             self._parts.settling.put(event)
@@ -269,53 +271,6 @@ class Consumer:
 
         handle = asyncio.get_running_loop().call_later(left_ms / 1000 + 0.005, again)
         self._busy[handle] = received
-
-    # -- events that reach no handler -----------------------------------------------------------------------------
-
-    def _decode(self, received: Received, lanes: Lanes) -> Event | Ended:
-        message = received.message
-        if message is None:
-            return self._unreadable(received)
-        if len(message.data) > self._parts.payload_bytes:
-            error = DecodeError(
-                f"{message.type} {message.id} has {len(message.data)} bytes of data; "
-                f"limits.payload_bytes is {self._parts.payload_bytes}"
-            )
-            return self._bury(received, Failure.of("decode", error), lanes.handler.name)
-        try:
-            cls = self._topic.registry.find(message.type, message.version)
-            return self._topic.codec.decode(message, cls)
-        except Exception as error:  # noqa: BLE001 - classes run code of their own (__post_init__), codecs may be foreign
-            reason: Reason = "schema" if isinstance(error, SchemaError) else "decode"
-            return self._bury(received, Failure.of(reason, error), lanes.handler.name)
-
-    def _unreadable(self, received: Received) -> Ended:
-        """An entry that is no event, or whose type nobody here knows."""
-        if received.message is None:
-            error = received.error or DecodeError(f"entry {received.delivery.entry_id} is no event")
-            return self._bury(received, Failure.of("decode", error))
-        found = self._class_of(received)
-        known = found if isinstance(found, UnknownType) else None
-        error = known or UnknownType(f"{received.message.type} is handled by this group, but not by this worker")
-        delivery, now_ms = received.delivery, int(time.time() * 1000)
-        expired = delivery.since_ms and now_ms - delivery.since_ms > self._parts.settings.unknown_ttl_s * 1000
-        may_bury = self._topic.unknown == "dead-letter" and not self._is_handled_elsewhere(received.message)
-        if expired or (known is not None and may_bury):
-            return self._bury(received, Failure.of("unknown_type", error))
-        waited_ms = now_ms - delivery.since_ms if delivery.since_ms else 0
-        delay_ms = min(max(waited_ms, _PARK_FIRST_MS), _PARK_CAP_MS)
-        logger.warning(
-            "parked",
-            extra={
-                "topic": self._group.topic, "group": self._group.group, "event_id": delivery.event_id,
-                "delay_ms": delay_ms, "error": str(error),
-            },
-        )  # fmt: skip
-        parked = retry(delivery, delay_ms=delay_ms, attempts=delivery.attempts, now_ms=now_ms, parked=True)
-        return Ended(parked, "released")
-
-    def _bury(self, received: Received, failure: Failure, handler: str = NO_HANDLER) -> Ended:
-        return bury_as_dead(received.delivery, failure, self._group, handler, received.delivery.attempts)
 
     # -- suspects -------------------------------------------------------------------------------------------------
 
@@ -355,7 +310,7 @@ class Consumer:
 
     def _bury_held(self, received: Received, failure: Failure, handler: str) -> None:
         self._hold(received.delivery, _ignore)
-        self._parts.settling.put(self._bury(received, failure, handler))
+        self._parts.settling.put(self._decoding.bury(received, failure, handler))
 
     # -- endings --------------------------------------------------------------------------------------------------
 

@@ -13,26 +13,18 @@ from concurrent.futures import Executor as Threads
 from typing import Any
 
 from streamlib.codec import Fields
-from streamlib.errors import PublishError, RedisError, Reject, RetryLater, StreamlibError
+from streamlib.errors import PublishError, StreamlibError
 from streamlib.message import Message
-from streamlib.redisio.dead_letter import Failure, Reason
+from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.publisher import Publisher
-from streamlib.redisio.settler import bury, done, give_back, retry
 from streamlib.topic import TopicSpec
 from streamlib.worker.context import BatchContext, Context
 from streamlib.worker.handlers import Function, HandlerSpec
-from streamlib.worker.work import Ended, Group, Work
+from streamlib.worker.outcomes import HandlerReturned, HandlerTimeout, Outcomes
+from streamlib.worker.work import Ended, Group, OnEnd, Work
 
 logger = logging.getLogger(__name__)
 _EMITTED = uuid.UUID("5b0a3c52-3d5e-5d0c-9f0e-6f0f5f2a9d11")
-
-
-class HandlerReturned(StreamlibError):
-    """A handler returned something; success is None, failure is an exception."""
-
-
-class HandlerTimeout(StreamlibError):
-    """A run took longer than the handler's timeout."""
 
 
 class Executor:
@@ -52,12 +44,17 @@ class Executor:
         self._publisher = publisher
         self._state = state
         self._threads = threads
-        self._rng = rng
+        self._outcomes = Outcomes(group, rng)
 
-    async def run(self, work: Work) -> Ended | None:
-        """One event through its handler; None where nothing may be recorded (claim lost, or its code still runs)."""
-        if work.handler.is_batch:
-            return (await self.run_batch([work]))[0]
+    async def run(self, works: Sequence[Work], on_end: OnEnd) -> None:
+        """Run what a lane took: one event, or the events of one batch. `on_end` hears of each as it ends, with None
+        where nothing may be recorded: the claim was lost, or its code still runs."""
+        if works[0].handler.is_batch:
+            await self._run_batch(works, on_end)
+        else:
+            on_end(works[0], await self._run_one(works[0]))
+
+    async def _run_one(self, work: Work) -> Ended | None:
         context = self._context(work)
         arguments = (work.event, context) if work.handler.takes_context else (work.event,)
         started = time.perf_counter()
@@ -65,13 +62,10 @@ class Executor:
             await self._call(work.handler, arguments)
             emitted = await self._emit(context)
         except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
-            if _is_cancelled(error):
-                return self._cancelled(work)
-            return self._failed(work, error, time.perf_counter() - started)
-        return self._done(work, emitted, time.perf_counter() - started)
+            return self._outcomes.of_error(work, error, time.perf_counter() - started)
+        return self._outcomes.done(work, emitted, time.perf_counter() - started)
 
-    async def run_batch(self, works: Sequence[Work]) -> list[Ended | None]:
-        """Events of one batch handler together; if that raises, each alone, so that one cannot fail the others."""
+    async def _run_batch(self, works: Sequence[Work], on_end: OnEnd) -> None:
         contexts = [(work.event, self._context(work)) for work in works]
         batch = BatchContext(contexts, self._state)
         handler = works[0].handler
@@ -80,30 +74,38 @@ class Executor:
         try:
             await self._call(handler, (events, batch) if handler.takes_context else (events,))
         except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
-            if _is_cancelled(error):
-                return [self._cancelled(work) for work in works]
             seconds = time.perf_counter() - started
-            if len(works) == 1 or handler.rerun == "never":
-                return [self._failed(work, error, seconds) for work in works]
-            reason = Failure.of("max_attempts", error).error
-            logger.info("batch_split", extra={"handler": handler.name, "events": len(works), "error": reason})
-            return [(await self.run_batch([work]))[0] for work in works]
+            if len(works) == 1 or handler.rerun == "never" or self._outcomes.is_ours(works[0], error):
+                for work in works:
+                    on_end(work, self._outcomes.of_error(work, error, seconds))
+            else:
+                await self._split(works, error, on_end)
+            return
         seconds = (time.perf_counter() - started) / len(works)
-        return [
-            await self._end_one(work, context, batch, seconds)
-            for work, (_, context) in zip(works, contexts, strict=True)
-        ]
+        for work, (_, context) in zip(works, contexts, strict=True):
+            on_end(work, await self._end_one(work, context, batch, seconds))
+
+    async def _split(self, works: Sequence[Work], error: BaseException, on_end: OnEnd) -> None:
+        """A batch that raised: each of its events alone, so that one cannot fail the others."""
+        reason = Failure.of("max_attempts", error).error
+        logger.info("batch_split", extra={"handler": works[0].handler.name, "events": len(works), "error": reason})
+        for work in works:
+            if work.cancelled or work.lost:
+                on_end(work, self._outcomes.cancelled(work))
+            else:
+                await self._run_batch([work], on_end)
 
     async def _end_one(self, work: Work, context: Context, batch: BatchContext, seconds: float) -> Ended | None:
         rejected = batch.rejected.get(id(work.event))
         if rejected is not None:
-            return self._failed(work, rejected, seconds)
+            return self._outcomes.of_error(work, rejected, seconds)
         if id(work.event) in batch.retried:
-            return self._failed(work, StreamlibError("the batch handler asked to run it again"), seconds)
+            asked = StreamlibError("the batch handler asked to run it again")
+            return self._outcomes.of_error(work, asked, seconds)
         try:
-            return self._done(work, await self._emit(context), seconds)
+            return self._outcomes.done(work, await self._emit(context), seconds)
         except BaseException as error:  # noqa: BLE001 - what was emitted is user code's too; the batch has other events
-            return self._cancelled(work) if _is_cancelled(error) else self._failed(work, error, seconds)
+            return self._outcomes.of_error(work, error, seconds)
 
     async def _call(self, handler: HandlerSpec, arguments: tuple[Any, ...]) -> None:
         if handler.is_async:
@@ -169,75 +171,6 @@ class Executor:
 
     def _context(self, work: Work) -> Context:
         return Context(self._topic, self._group.group, work.delivery, work.message, self._state)
-
-    def _done(self, work: Work, emitted: list[Fields], seconds: float) -> Ended:
-        attempts = work.delivery.attempts + 1
-        return Ended(done(work.delivery, emitted), "ok", work.handler.name, seconds, attempts=attempts)
-
-    def _cancelled(self, work: Work) -> Ended | None:
-        """Cancelled by us: the claim was lost, or the worker stops and others shall run the event at once."""
-        if work.lost or not work.handler.is_async:
-            return None
-        if work.handler.rerun == "never":
-            error = StreamlibError("the worker stopped while it ran, and its handler must not run twice")
-            return self._bury(work, Failure.of("outcome_unknown", error), None)
-        return Ended(give_back(work.delivery, claimed=True), "released", work.handler.name)
-
-    def _failed(self, work: Work, error: BaseException, seconds: float) -> Ended:
-        policy, attempts = work.handler.retry, work.delivery.attempts + 1
-        not_its_fault = isinstance(error, PublishError) and isinstance(error.__cause__, RedisError)
-        if not_its_fault and work.handler.rerun != "never":
-            return Ended(give_back(work.delivery, claimed=True), "released", work.handler.name)
-        if isinstance(error, Reject | HandlerReturned):
-            return self._bury(work, Failure.of("rejected", error), seconds)
-        last = attempts >= policy.max_attempts
-        if last or work.handler.rerun == "never":
-            reason: Reason = "max_attempts" if last else "outcome_unknown"
-            return self._bury(work, Failure.of(reason, error), seconds)
-        asked_s = error.delay if isinstance(error, RetryLater) else None
-        delay_ms = policy.delay_ms(attempts, self._rng) if asked_s is None else int(asked_s * 1000)
-        settlement = retry(work.delivery, delay_ms=delay_ms, attempts=attempts, now_ms=int(time.time() * 1000))
-        failure = Failure.of("max_attempts", error)
-        logger.info(
-            "retry_scheduled",
-            extra={
-                "handler": work.handler.name, "event_id": work.delivery.event_id, "attempt": attempts,
-                "delay_ms": delay_ms, "error": failure.error,
-            },
-        )  # fmt: skip
-        return Ended(settlement, "retry", work.handler.name, seconds, failure, attempts)
-
-    def _bury(self, work: Work, failure: Failure, seconds: float | None) -> Ended:
-        attempts = work.delivery.attempts + 1
-        return bury_as_dead(work.delivery, failure, self._group, work.handler.name, attempts, seconds)
-
-
-def bury_as_dead(
-    delivery: Any, failure: Failure, group: Group, handler: str, attempts: int, seconds: float | None = None
-) -> Ended:
-    """The outcome that puts a delivery among the dead letters, said in the log too."""
-    settlement = bury(
-        delivery,
-        failure,
-        attempts=attempts,
-        group=group.group,
-        consumer=group.consumer,
-        now_ms=int(time.time() * 1000),
-    )
-    logger.warning(
-        "dead_lettered",
-        extra={
-            "topic": group.topic, "group": group.group, "handler": handler, "event_id": delivery.event_id,
-            "entry_id": delivery.origin_id, "reason": failure.reason, "error": failure.error,
-        },
-    )  # fmt: skip
-    return Ended(settlement, "dead", handler, seconds, failure, attempts)
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    """Whether we cancelled this lane; a CancelledError that user code made up is an error like others."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def _timed_out(handler: HandlerSpec) -> HandlerTimeout:

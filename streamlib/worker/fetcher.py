@@ -32,10 +32,13 @@ class Fetcher:
         self._count = settings.batch
         self._bytes_per_entry = float(_TYPICAL_BYTES)
         self.last_read: float | None = None
+        self.waits_for_room = False
 
     async def run_once(self) -> float:
         """Seconds to wait before the next read (0, but for a server that does not block)."""
+        self.waits_for_room = True
         await self._consumer.wait_for_room()
+        self.waits_for_room = False
         if self._consumer.stopping:
             return 0.0
         entries, room_bytes = self._consumer.room

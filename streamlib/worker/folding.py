@@ -165,6 +165,9 @@ class Folder:
         except DecodeError as error:
             one.event = None
             one.failure = Failure.of("schema" if isinstance(error, SchemaError) else "decode", error)
+        except Exception as error:  # noqa: BLE001 - an event class runs code of its user's (__post_init__, hooks)
+            one.event = None
+            one.failure = Failure.of("decode", error)
         return None
 
     def _unknown(self, one: Prepared, error: UnknownType) -> Stop | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
 
+from streamlib.errors import NotFound
 from streamlib.keys import Keys
 from streamlib.metrics.backlog import BacklogGauges
 from streamlib.ops.inspect import TopicInfo, inspect
@@ -15,12 +17,11 @@ from streamlib.settings import Settings
 from streamlib.topic import TopicSpec
 from streamlib.worker.unit import GroupUnit
 
-_TYPES_EVERY_S = 2.0
+logger = logging.getLogger(__name__)
 _GAUGES_EVERY_S = 5.0
 _COUNT_BOUND = 10_000
 _TRIM_EVERY_S = 30.0
 _SWEEP_EVERY_S = 60.0
-TYPES_LIVE_S = 3_600.0
 
 
 class Keeper:
@@ -42,18 +43,13 @@ class Keeper:
         self._topics = topics
         self._gauges = gauges
 
-    async def refresh_types(self) -> float:
-        """Learn which types the live workers of each group handle, ours included."""
-        for unit in self._units:
-            topic, group = unit.spec.topic.name, unit.spec.group
-            types = await registry.live_types(self._door, self._keys, topic, group, TYPES_LIVE_S)
-            unit.live_types = types | unit.spec.type_names
-        return _TYPES_EVERY_S
-
     async def refresh_gauges(self) -> float:
         found: list[TopicInfo] = []
         for topic in self._topics:
-            found += await inspect(self._door, self._keys, topic.name, count_bound=_COUNT_BOUND)
+            try:
+                found += await inspect(self._door, self._keys, topic.name, count_bound=_COUNT_BOUND)
+            except NotFound:
+                logger.warning("topic_not_registered", extra={"topic": topic.name})  # until a unit has healed it
         self._gauges.update(found)
         return _GAUGES_EVERY_S
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from streamlib.worker.executor import Executor
 from streamlib.worker.handlers import HandlerSpec
-from streamlib.worker.work import Ended, Work
+from streamlib.worker.work import OnEnd, Work
 
 _SMOOTHING = 0.2
 _MOST = 500
@@ -28,7 +28,7 @@ class Lanes:
         *,
         concurrency: int,
         batch: int,
-        on_end: Callable[[Work, Ended | None], None],
+        on_end: OnEnd,
         on_room: Callable[[], None],
     ) -> None:
         self.handler = handler
@@ -107,7 +107,9 @@ class Lanes:
 
     def cancel(self) -> None:
         """Cancel the handlers that run now."""
-        for task in list(self._running):
+        for task, works in list(self._running.items()):
+            for work in works:
+                work.cancelled = True
             task.cancel()
 
     def raise_bug(self) -> None:
@@ -152,11 +154,12 @@ class Lanes:
             await self._run(works)
             del self._running[task]
             self._idle.add(task)
-            while task.cancelling():
-                task.uncancel()
             self._on_room()
-            if contextvars.copy_context() != self._context:
-                self._start_lane()  # the handler set context variables: the next event must not see them
+            if task.cancelling() or contextvars.copy_context() != self._context:
+                # Cancelled with its handler, or by it; or the handler set context variables, which the next event
+                # must not see: a fresh lane takes over.
+                if not self._stopping:
+                    self._start_lane()
                 return
 
     def _take(self) -> list[Work]:
@@ -168,12 +171,7 @@ class Lanes:
 
     async def _run(self, works: list[Work]) -> None:
         started = time.monotonic()
-        if self.handler.is_batch:
-            endings = await self._executor.run_batch(works)
-        else:
-            endings = [await self._executor.run(works[0])]
+        await self._executor.run(works, self._on_end)
         took = (time.monotonic() - started) / len(works)
         known = self._seconds_per_event
         self._seconds_per_event = took if known is None else known + _SMOOTHING * (took - known)
-        for work, ended in zip(works, endings, strict=True):
-            self._on_end(work, ended)

@@ -8,6 +8,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from streamlib.errors import RedisError
 from streamlib.redisio.connection import CLIENT_ERRORS, error_code
 
 logger = logging.getLogger(__name__)
@@ -63,5 +64,5 @@ async def end(tasks: Iterable[asyncio.Task[Any]], *, grace_s: float = 0.0) -> bo
 async def _try_heal(name: str, heal: Heal, on_error: Callable[[str, Exception], None]) -> None:
     try:
         await heal()
-    except CLIENT_ERRORS as error:
+    except (*CLIENT_ERRORS, RedisError) as error:
         on_error(name, error)

@@ -11,6 +11,7 @@ from streamlib.redisio.retries import promote
 
 _IDLE_S = 0.5
 _SOONEST_S = 0.005
+_AT_ONCE = 16
 
 
 class Promoter:
@@ -23,6 +24,9 @@ class Promoter:
 
     async def run_once(self) -> float:
         """Promote what is due now; seconds until something may be due again."""
-        answers = await asyncio.gather(*(promote(self._door, keys, self._group) for keys in self._partitions))
-        waits_ms = [next_ms for _, next_ms in answers if next_ms >= 0]
-        return min([_IDLE_S, *(max(ms / 1000, _SOONEST_S) for ms in waits_ms)])
+        waits_s = [_IDLE_S]
+        for start in range(0, len(self._partitions), _AT_ONCE):
+            some = self._partitions[start : start + _AT_ONCE]
+            answers = await asyncio.gather(*(promote(self._door, keys, self._group) for keys in some))
+            waits_s += [max(next_ms / 1000, _SOONEST_S) for _, next_ms in answers if next_ms >= 0]
+        return min(waits_s)

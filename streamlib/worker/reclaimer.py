@@ -41,15 +41,20 @@ class Reclaimer:
         self._cursors = {(number, again): "0-0" for number in range(len(partitions)) for again in (True, False)}
 
     async def run_once(self) -> float:
-        """Take over one page of each pending list; seconds until the next round."""
+        """Take over one page of each pending list; seconds until the next round.
+
+        A backlog that keeps the inbox full must not keep the dead's work waiting, so this has room of its own.
+        """
         more = False
-        for place in self._cursors:
-            if not all(self._consumer.room):
+        for place in list(self._cursors):
+            count = self._consumer.room_to_reclaim
+            if count <= 0:
                 break
-            more |= await self._page(place)
+            more |= await self._page(place, min(count, _COUNT))
+            self._cursors[place] = self._cursors.pop(place)  # to the end: the next round starts where this one ended
         return (0.0 if more else self._settings.reclaim_ms / 1000) * random.uniform(0.8, 1.2)
 
-    async def _page(self, place: tuple[int, bool]) -> bool:
+    async def _page(self, place: tuple[int, bool], count: int) -> bool:
         partition, again = place
         try:
             cursor, received, missing = await self._reader.take_over(
@@ -58,7 +63,7 @@ class Reclaimer:
                 again,
                 idle_ms=self._settings.lease_ms * 2 // 3,
                 cursor=self._cursors[place],
-                count=_COUNT,
+                count=count,
             )
         except Exception:
             self._cursors[place] = "0-0"

@@ -37,6 +37,7 @@ class Renewer:
         *,
         consumer: str,
         worker_id: str,
+        window_ms: int,
         loop: asyncio.AbstractEventLoop,
         on_error: Callable[[str, Exception], None],
     ) -> None:
@@ -45,6 +46,7 @@ class Renewer:
         self._settings = settings
         self._consumer = consumer
         self._worker_id = worker_id
+        self._window_ms = window_ms
         self._loop = loop
         self._on_error = on_error
         self._period_s = settings.lease_ms / 4000
@@ -88,6 +90,7 @@ class Renewer:
                 consumer=self._consumer,
                 worker_id=self._worker_id,
                 lease_ms=self._settings.lease_ms,
+                window_ms=self._window_ms,
             )
         )
         for held in chunk:
@@ -96,6 +99,13 @@ class Renewer:
                 self._loop.call_soon_threadsafe(on_lost)
 
     def _run(self) -> None:
+        try:
+            self._renew_until_closed()
+        except Exception:
+            logger.critical("renewer_died", exc_info=True)  # without it every claim of this process runs out
+            os._exit(EXIT_STALLED)
+
+    def _renew_until_closed(self) -> None:
         client = self._door.sync_client()
         tick_s = min(self._period_s, 1.0)
         due = time.monotonic() + self._period_s

@@ -66,6 +66,9 @@ class Worker:
         self._draining = False
         self._started = False
         self._beat: Beat | None = None
+        self._projecting: list[asyncio.Task[None]] = []
+        self._keeping: list[asyncio.Task[None]] = []
+        self._stop_projecting = asyncio.Event()
 
     async def run(self, stop: asyncio.Event, *, burst: bool = False) -> int:
         """Work until `stop` is set (with `burst`, until nothing is left), then drain.
@@ -136,44 +139,53 @@ class Worker:
         threads: ThreadPoolExecutor,
         renewer: Renewer,
     ) -> int:
-        parts, stop_projecting = self._parts, asyncio.Event()
+        looking = self._until_drained() if burst else stop.wait()
+        ending = asyncio.create_task(looking, name="until nothing is left" if burst else "until the stop")
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            tasks = self._start(state, threads, renewer)
+            finished, _ = await asyncio.wait({*tasks, ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            await self._drain(0.0)
+            raise
+        finally:
+            ending.cancel()
+            stopping.cancel()
+        clean = await self._drain(self._parts.settings.worker.drain_s)
+        if ending in finished:
+            ending.result()  # looking at the backlog may have failed
+        self._raise_bug(finished - {ending, stopping})
+        return EXIT_DONE if clean else EXIT_DRAIN_TIMEOUT
+
+    def _start(
+        self, state: Mapping[str, Any], threads: ThreadPoolExecutor, renewer: Renewer
+    ) -> list[asyncio.Task[None]]:
+        """Start every loop; none of them ends by itself but through a bug."""
+        parts = self._parts
         self._units = [GroupUnit(spec, self._shared(state, threads)) for spec in parts.groups]
+        self._projectors = {projection.name: self._projector(projection) for projection in parts.projections}
         self._beat = Beat(renewer.beat, parts.metrics.loop_lag)
         parts.metrics.concurrency_limit(parts.settings.worker.concurrency)
-        tasks = [task for unit in self._units for task in unit.start()]
-        self._projectors = {projection.name: self._projector(projection) for projection in parts.projections}
-        projecting = [
-            asyncio.create_task(projector.run(stop_projecting), name=f"projector {name}")
+        working = [task for unit in self._units for task in unit.start()]
+        self._projecting = [
+            asyncio.create_task(projector.run(self._stop_projecting), name=f"projector {name}")
             for name, projector in self._projectors.items()
         ]
-        keeping = self._keep()
+        self._keeping = self._keep(self._beat)
         self._started = True
         parts.metrics.ready(True)
         logger.info("worker_started", extra={"worker": self.consumer, "groups": self._names()})
-        ending = asyncio.create_task(self._until_drained() if burst else stop.wait(), name="until the end")
-        also_stop = asyncio.create_task(stop.wait())
-        everything = {*tasks, *projecting, *keeping, ending, also_stop}
-        finished, _ = await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
-        ending.cancel()
-        also_stop.cancel()
-        clean = await self._drain(stop_projecting, projecting, keeping)
-        self._raise_bug(finished - {ending, also_stop})
-        return EXIT_DONE if clean else EXIT_DRAIN_TIMEOUT
+        return [*working, *self._projecting, *self._keeping]
 
-    async def _drain(
-        self,
-        stop_projecting: asyncio.Event,
-        projecting: list[asyncio.Task[None]],
-        keeping: list[asyncio.Task[None]],
-    ) -> bool:
+    async def _drain(self, drain_s: float) -> bool:
         self._draining = True
         self._parts.metrics.ready(False)
-        started, drain_s = time.monotonic(), self._parts.settings.worker.drain_s
+        started = time.monotonic()
         logger.info("worker_draining", extra={"worker": self.consumer, "inflight": len(self._inflight)})
-        stop_projecting.set()
+        self._stop_projecting.set()
         drained = await asyncio.gather(*(unit.drain(drain_s) for unit in self._units))
-        drained.append(await end(projecting, grace_s=drain_s + self._parts.settings.redis.timeout_s))
-        drained.append(await end(keeping))
+        drained.append(await end(self._projecting, grace_s=drain_s + self._parts.settings.redis.timeout_s))
+        drained.append(await end(self._keeping))
         seconds = round(time.monotonic() - started, 3)
         logger.info("worker_stopped", extra={"worker": self.consumer, "clean": all(drained), "seconds": seconds})
         return all(drained)
@@ -207,7 +219,7 @@ class Worker:
         metrics = parts.metrics.group(projection.topic.name, projection.name)
         return Projector(projection, parts.door, parts.keys, parts.settings, self.worker_id, metrics)
 
-    def _keep(self) -> list[asyncio.Task[None]]:
+    def _keep(self, beat: Beat) -> list[asyncio.Task[None]]:
         topics: dict[str, TopicSpec] = {unit.spec.topic.name: unit.spec.topic for unit in self._units}
         topics |= {projection.topic.name: projection.topic for projection in self._parts.projections}
         keeper = Keeper(
@@ -218,9 +230,7 @@ class Worker:
             list(topics.values()),
             self._parts.metrics.backlog,
         )
-        steps = [keeper.refresh_gauges, keeper.trim, keeper.sweep]
-        if self._beat is not None:
-            steps.append(self._beat.run_once)
+        steps = [keeper.refresh_gauges, keeper.trim, keeper.sweep, beat.run_once]
         return [
             asyncio.create_task(
                 repeat(step.__qualname__, step, heal=_nothing_to_heal, on_error=self._on_error),

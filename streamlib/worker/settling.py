@@ -143,9 +143,14 @@ def _chunks(items: Sequence[Ended]) -> list[list[Ended]]:
     chunks: list[list[Ended]] = [[]]
     size = 0
     for ended in items:
-        size += ended.settlement.delivery.size
+        size += (own := _size(ended))
         if len(chunks[-1]) >= _MAX_BATCH or (size > _MAX_BYTES and chunks[-1]):
             chunks.append([])
-            size = ended.settlement.delivery.size
+            size = own
         chunks[-1].append(ended)
     return chunks
+
+
+def _size(ended: Ended) -> int:
+    parts = ended.settlement.parts
+    return ended.settlement.delivery.size + sum(len(part) for part in parts if isinstance(part, bytes | str))

@@ -31,6 +31,7 @@ from streamlib.worker.settling import Settling
 from streamlib.worker.work import Group
 
 _FLUSH_S = 5.0
+_TYPES_LIVE_S = 3_600.0
 _READ_GRACE_S = 1.0
 
 
@@ -52,11 +53,10 @@ class Shared(Struct, frozen=True, kw_only=True):
 
 
 class GroupUnit:
-    """One group of one topic at work. `live_types` is kept fresh by the keeper."""
+    """One group of one topic at work."""
 
     def __init__(self, spec: GroupSpec, shared: Shared) -> None:
         self.spec = spec
-        self.live_types = spec.type_names
         self._shared = shared
         topic, settings = spec.topic, shared.settings
         self.partitions = [
@@ -94,8 +94,17 @@ class GroupUnit:
             settling=self._settling,
             metrics=self._metrics,
             on_error=shared.on_error,
-            live_types=lambda: self.live_types,
+            live_types=self._live_types,
         )
+
+    async def _live_types(self) -> frozenset[str]:
+        """The types that the live workers of this group handle, as registered now."""
+        door, keys, spec = self._shared.door, self._shared.keys, self.spec
+
+        async def ask() -> frozenset[str]:
+            return await registry.live_types(door, keys, spec.topic.name, spec.group, _TYPES_LIVE_S)
+
+        return await door.persist(ask, give_up_s=None, on_error=self._shared.on_error)
 
     def _lanes_for(self, handler: HandlerSpec, **hooks: Any) -> Lanes:
         worker = self._shared.settings.worker
@@ -137,9 +146,10 @@ class GroupUnit:
         self._metrics.stream_lost()
 
     def polled_within(self, seconds: float) -> bool:
-        """Whether Redis answered a read of this group lately."""
+        """Whether Redis answered a read of this group lately, or we have as much as we want to read."""
         last = self._fetcher.last_read
-        return last is not None and time.monotonic() - last < seconds
+        recent = last is not None and time.monotonic() - last < seconds
+        return recent or self._fetcher.waits_for_room
 
     def cancel_handlers(self) -> None:
         self.consumer.cancel_handlers()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec import Struct, field
 
 from streamlib.event import Event
@@ -16,13 +18,15 @@ NO_HANDLER = "-"
 
 
 class Work(Struct, eq=False):
-    """A claimed, decoded event on its way to its handler. `lost` is set when another worker took the claim."""
+    """A claimed, decoded event on its way to its handler. `lost` is set when another worker took the
+    claim, `cancelled` when this one stops waiting for the handler."""
 
     delivery: Delivery
     message: Message
     event: Event
     handler: HandlerSpec
     lost: bool = False
+    cancelled: bool = False
 
 
 class Ended(Struct, frozen=True, eq=False):
@@ -42,6 +46,10 @@ class Ended(Struct, frozen=True, eq=False):
     @property
     def stored_ms(self) -> int:
         return entry_time_ms(self.settlement.delivery.origin_id)
+
+
+OnEnd = Callable[[Work, Ended | None], None]
+"""Hears how a run ended; None where nothing may be recorded."""
 
 
 class Group(Struct, frozen=True, kw_only=True):

@@ -64,7 +64,13 @@ class Partition:
     ) -> list[tuple[str, int]]:
         """The verdicts' names and their numbers."""
         answers = await claim(
-            self.door, deliveries, group=GROUP, worker_id=worker, lease_ms=lease_ms, take_suspects=suspects
+            self.door,
+            deliveries,
+            group=GROUP,
+            worker_id=worker,
+            lease_ms=lease_ms,
+            window_ms=WINDOW_MS,
+            take_suspects=suspects,
         )
         return [(answer.verdict.name, answer.number) for answer in answers]
 

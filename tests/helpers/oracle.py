@@ -47,9 +47,7 @@ class Ledger(Struct, frozen=True):
         return ", ".join(f"{len(getattr(self, name))} {name}" for name in sets)
 
 
-def ledger(
-    client: redis.Redis, stream: str | Sequence[str], group: str, published_ids: Iterable[str]
-) -> Ledger:
+def ledger(client: redis.Redis, stream: str | Sequence[str], group: str, published_ids: Iterable[str]) -> Ledger:
     """Account for the published event ids of one group over one partition stream or several.
 
     Each stream is read in one transaction, so the account holds while workers run. `client` must be in bytes
@@ -111,15 +109,11 @@ def _partition_ledger(client: redis.Redis, stream: str, group: str, ids: list[st
     return Ledger(
         published=frozenset(ids),
         undelivered=frozenset(name for entry, name in event_ids.items() if _order(entry) > delivered),
-        pending=frozenset(
-            event_ids[row["message_id"]] for row in _rows(pending) if row["message_id"] in event_ids
-        ),
+        pending=frozenset(event_ids[row["message_id"]] for row in _rows(pending) if row["message_id"] in event_ids),
         retrying=frozenset(_text(member) for member in retry) | _ids_of(again),
         dead=_ids_of(dead),
         done=frozenset(event_id for event_id, state in states.items() if (state or b"").startswith(b"d")),
-        marked_dead=frozenset(
-            event_id for event_id, state in states.items() if (state or b"").startswith(b"x")
-        ),
+        marked_dead=frozenset(event_id for event_id, state in states.items() if (state or b"").startswith(b"x")),
     )
 
 
@@ -225,9 +219,7 @@ def _strays(client: redis.Redis, keys: list[bytes]) -> list[str]:
         replies = pipe.execute()
     answers = zip(keys, replies[::2], replies[1::2], strict=True)
     lasting = [(key, _text(type_)) for key, type_, ttl_ms in answers if ttl_ms == -1]
-    return [
-        f"{_text(key)} ({why})" for key, type_ in lasting if (why := _why_stray(client, _text(key), type_))
-    ]
+    return [f"{_text(key)} ({why})" for key, type_ in lasting if (why := _why_stray(client, _text(key), type_))]
 
 
 def _why_stray(client: redis.Redis, key: str, type_: str) -> str:

@@ -114,9 +114,7 @@ class RedisProc:
             if not self._port_is_ours:
                 break
             self.port = free_port()
-        raise RuntimeError(
-            f"{self.kind} did not start on port {self.port}:\n{self.log_path.read_text()[-2000:]}"
-        )
+        raise RuntimeError(f"{self.kind} did not start on port {self.port}:\n{self.log_path.read_text()[-2000:]}")
 
     def kill9(self) -> None:
         """SIGKILL, and wait for the end."""
@@ -173,9 +171,7 @@ class RedisProc:
             command += [f"--{name}", *(value.split() or [""])]
         with self.log_path.open("ab") as log:
             # A session of its own: Ctrl-C on the test run must leave the order of the end to the fixtures.
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def _came_up(self, process: subprocess.Popen[bytes]) -> bool:
         """Wait until the process answers (True) or has ended (False)."""

@@ -17,7 +17,7 @@ def outcome(kind: str, delivery: Delivery) -> Settlement:
     if kind == "done":
         return done(delivery, [EMITTED])
     if kind == "retry":
-        return retry(delivery, delay_ms=60_000, attempts=1, now_ms=1)
+        return retry(delivery, delay_ms=60_000, attempts=1)
     if kind == "dead":
         return dead(delivery)
     return give_back(delivery, claimed=kind == "back")

@@ -156,9 +156,7 @@ class WorkerProc:
     def _ready(self) -> bool:
         if not self.running:
             code = self._started().returncode
-            raise AssertionError(
-                f"worker of {self.app} ended with {code} before it was ready:\n{self.log()[-4000:]}"
-            )
+            raise AssertionError(f"worker of {self.app} ended with {code} before it was ready:\n{self.log()[-4000:]}")
         return self.get("/readyz")[0] == 200
 
     def _samples(self) -> list[tuple[str, dict[str, str], float]]:

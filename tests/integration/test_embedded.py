@@ -121,9 +121,7 @@ def test_starts_a_private_server_and_keeps_the_data(home: Path) -> None:
         assert client.get("kept") == b"yes"
 
 
-def test_resolve_opens_embedded_addresses_and_leaves_others_alone(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resolve_opens_embedded_addresses_and_leaves_others_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("redis://localhost:6379/0") == ("redis://localhost:6379/0", None)
     assert not is_embedded("unix:///x/embedded://")
     home.mkdir()
@@ -233,9 +231,7 @@ def test_joiner_waits_while_the_server_loads_its_data(home: Path) -> None:
 
 
 def test_a_forked_child_does_not_stop_the_server_of_its_parent(home: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", FORKER, str(home)], env=ENV, capture_output=True, check=True
-    )
+    process = subprocess.run([sys.executable, "-c", FORKER, str(home)], env=ENV, capture_output=True, check=True)
     assert process.stdout.split() == [b"child", b"False", b"parent", b"True"]
     assert not server_runs(home)
 

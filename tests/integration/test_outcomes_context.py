@@ -218,7 +218,7 @@ async def test_a_bug_in_a_lane_ends_the_worker(redis_url: str, monkeypatch: pyte
     @app.handler(orders, group="g", concurrency=1)
     async def handle(event: Placed) -> None: ...
 
-    async def broken(self: Executor, work: object) -> None:
+    async def broken(self: Executor, works: object, on_end: object) -> None:
         raise LookupError("a bug of ours")
 
     monkeypatch.setattr(Executor, "run", broken)

@@ -16,7 +16,7 @@ from streamlib.redisio.settler import done, give_back, retry
 from streamlib.settings import WorkerSettings
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.renewer import Renewer
-from tests.helpers.delivering import GROUP, LEASE_MS, Partition, a_partition
+from tests.helpers.delivering import GROUP, LEASE_MS, WINDOW_MS, Partition, a_partition
 from tests.helpers.servers import RedisProc
 
 
@@ -34,12 +34,14 @@ def _held(p: Partition, deliveries: list[Delivery]) -> list[Held]:
 def renewed(p: Partition, deliveries: list[Delivery], worker: str = "w1", lease_ms: int = LEASE_MS) -> list[str]:
     """The refs that were lost."""
     with a_thread_of(p) as client:
-        return renew(client, _held(p, deliveries), consumer=worker, worker_id=worker, lease_ms=lease_ms)
+        return renew(
+            client, _held(p, deliveries), consumer=worker, worker_id=worker, lease_ms=lease_ms, window_ms=WINDOW_MS
+        )
 
 
 async def _scheduled(p: Partition, *event_ids: str, delay_ms: int = 0) -> None:
     held = await p.held(*event_ids)
-    await p.settle([retry(one, delay_ms=delay_ms, attempts=1, now_ms=1) for one in held])
+    await p.settle([retry(one, delay_ms=delay_ms, attempts=1) for one in held])
 
 
 # -- renewal ------------------------------------------------------------------------------------------------------
@@ -142,7 +144,7 @@ async def test_one_stream_that_cannot_be_renewed_keeps_no_other_from_it(redis_ur
         inflight.add(held, GROUP, lambda: None)
         p.expire("e-1")
         renewer = Renewer(
-            p.door, inflight, WorkerSettings(lease_ms=LEASE_MS), consumer="w1", worker_id="w1",
+            p.door, inflight, WorkerSettings(lease_ms=LEASE_MS), consumer="w1", worker_id="w1", window_ms=WINDOW_MS,
             loop=asyncio.get_running_loop(), on_error=lambda kind, error: errors.append(kind),
         )  # fmt: skip
         with a_thread_of(p) as client, pytest.raises(CLIENT_ERRORS, match="WRONGTYPE"):

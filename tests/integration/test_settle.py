@@ -53,7 +53,7 @@ async def test_retry_schedules_the_event_with_everything_it_needs(redis_url: str
     async with a_partition(redis_url) as p:
         [held] = await p.held("e-1")
         now_ms = _now_ms(p)
-        assert await p.settle([retry(held, delay_ms=60_000, attempts=2, now_ms=77)]) == [True]
+        assert await p.settle([retry(held, delay_ms=60_000, attempts=2)]) == [True]
         assert p.state("e-1") == "r"
         assert p.client.pttl(p.keys.idem(GROUP, "e-1")) > WINDOW_MS, "remembered at least until it ran again"
         [(event_id, due_ms)] = p.client.zrange(p.keys.retry(GROUP), 0, -1, withscores=True)
@@ -61,7 +61,7 @@ async def test_retry_schedules_the_event_with_everything_it_needs(redis_url: str
         assert now_ms + 60_000 <= due_ms <= _now_ms(p) + 60_000
         body = p.client.hget(p.keys.retry_body(GROUP), "e-1")
         kept = unpack("1-1", [b"id", b"e-1", b"body", body])
-        assert (kept.entry_id, kept.attempts, kept.since_ms, kept.why) == (held.entry_id, 2, 77, "retry")
+        assert (kept.entry_id, kept.attempts, kept.parked_ms, kept.why) == (held.entry_id, 2, 0, "retry")
         assert kept.fields == held.fields
         assert p.pending() == {}
 

@@ -4,8 +4,9 @@
 -- KEYS[2..n+1] {S}:idem:<group>:<event id>, one per entry
 -- ARGV[1]      worker id
 -- ARGV[2]      lease, ms
--- ARGV[3]      "suspects" to take over claims whose deadline has passed, "normal" to leave them
--- ARGV[4..n+3] entry refs, one per entry: the id of an entry of S, or "a" and the id of an entry of `again`
+-- ARGV[3]      idempotency window, ms: how long a claim outlives its worker, as evidence that it was started
+-- ARGV[4]      "suspects" to take over claims whose deadline has passed, "normal" to leave them
+-- ARGV[5..n+4] entry refs, one per entry: the id of an entry of S, or "a" and the id of an entry of `again`
 --
 -- Returns a flat list of pairs, one per entry:
 --   0, starts  run it; starts > 0 counts the workers that died while they held it
@@ -14,10 +15,10 @@
 --   3, 0       suspect: the worker that held this entry let its deadline pass (only in "normal" mode)
 -- Sent twice it answers the same: the first run's claims carry our own token.
 
-local worker, lease_ms, take_suspects = ARGV[1], tonumber(ARGV[2]), ARGV[3] == "suspects"
+local worker, lease_ms, take_suspects = ARGV[1], tonumber(ARGV[2]), ARGV[4] == "suspects"
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local deadline, expire_ms = string.format("%.0f", now + lease_ms), lease_ms * 10
+local deadline, expire_ms = string.format("%.0f", now + lease_ms), lease_ms * 10 + tonumber(ARGV[3])
 
 local kind = redis.call("TYPE", KEYS[1]).ok
 if kind ~= "none" and kind ~= "hash" then
@@ -26,7 +27,7 @@ end
 
 local answer = {}
 for i = 2, #KEYS do
-    local ref = ARGV[i + 2]
+    local ref = ARGV[i + 3]
     local state = redis.call("GET", KEYS[i])
     local code, number = 1, 0
     if not state or (state == "r" and string.sub(ref, 1, 1) == "a") then

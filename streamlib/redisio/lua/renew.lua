@@ -6,7 +6,8 @@
 -- ARGV[2]      consumer
 -- ARGV[3]      worker id
 -- ARGV[4]      lease, ms
--- ARGV[5..n+4] entry refs, one per entry: the entry id, with an "a" before it in an `again` stream
+-- ARGV[5]      idempotency window, ms: how long a claim outlives its worker
+-- ARGV[6..n+5] entry refs, one per entry: the entry id, with an "a" before it in an `again` stream
 --
 -- Returns the refs whose claim is not ours any more. An expired claim that nobody took is renewed.
 -- JUSTID leaves the delivery counter alone. Sent twice it does the same again.
@@ -14,11 +15,12 @@
 local group, consumer, worker, lease_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local expire_ms = lease_ms * 10 + tonumber(ARGV[5])
 local deadline = string.format("%.0f", now + lease_ms)
 
 local lost, ours, ids = {}, {}, {}
 for i = 2, #KEYS do
-    local ref = ARGV[i + 3]
+    local ref = ARGV[i + 4]
     local state = redis.call("GET", KEYS[i])
     local holder, held
     if state then
@@ -40,6 +42,6 @@ if #ids > 0 then
     redis.call(unpack(claim))
 end
 for _, i in ipairs(ours) do
-    redis.call("SET", KEYS[i], "c" .. deadline .. ":" .. worker .. ":" .. ARGV[i + 3], "PX", lease_ms * 10)
+    redis.call("SET", KEYS[i], "c" .. deadline .. ":" .. worker .. ":" .. ARGV[i + 4], "PX", expire_ms)
 end
 return lost

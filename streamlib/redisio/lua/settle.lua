@@ -44,14 +44,14 @@ local function decide(kind, ref, state)
     if kind == "ack" then
         return "ack"
     elseif kind == "return" then
-        if is_again(ref) then
+        local held = state and string.match(state, "^c%d+:[^:]*:(.*)$")
+        if held == ref then
+            return "lost" -- another worker has claimed this very entry: it settles it
+        elseif is_again(ref) then
             local still = #redis.call("XRANGE", AGAIN, entry_id(ref), entry_id(ref)) > 0
             return still and (state == "r" or not state) and "write" or "ack"
-        elseif not state then
-            return "write"
         end
-        local held = string.match(state, "^c%d+:[^:]*:(.*)$")
-        return held == ref and "lost" or "ack"
+        return state and "ack" or "write"
     end
     if state then
         local holder, held = string.match(state, "^c%d+:([^:]*):(.*)$")
