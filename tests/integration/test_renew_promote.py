@@ -125,7 +125,7 @@ async def test_five_hundred_claims_are_renewed_in_one_script_also_when_redis_is_
     server = own_server()
     async with a_partition(server.url) as p:
         deliveries = await p.held(*(f"e-{n}" for n in range(500)))
-        p.client.config_set("maxmemory", "1mb")
+        p.client.config_set("maxmemory", "1")
         with pytest.raises(CLIENT_ERRORS, match="maxmemory"):
             p.add("one more")
         assert renewed(p, deliveries) == []
@@ -202,7 +202,7 @@ async def test_when_redis_is_full_a_retry_stays_until_it_can_be_moved(own_server
     async with a_partition(server.url) as p:
         await _scheduled(p, "e-1", "e-2")
         before = p.everything()
-        p.client.config_set("maxmemory", "1mb")
+        p.client.config_set("maxmemory", "1")
         with pytest.raises(CLIENT_ERRORS, match="maxmemory"):
             await promote(p.door, p.keys, GROUP)
         assert p.everything() == before

@@ -277,7 +277,7 @@ async def test_when_redis_is_full_what_runs_can_still_be_settled(
         deliveries = await p.take()
         if kind not in ("ack", "return"):
             await p.claim(deliveries)
-        p.client.config_set("maxmemory", "1mb")
+        p.client.config_set("maxmemory", "1")
         with pytest.raises(CLIENT_ERRORS, match="maxmemory"):
             p.add("e-2")
         assert await p.settle([outcome(kind, deliveries[0])]) == [True]
