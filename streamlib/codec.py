@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -211,23 +212,29 @@ class RawCodec:
 
 def can_hold_nan(cls: Any) -> bool:
     """Whether a value of this type can hold a float or Decimal anywhere, so also a NaN or an infinity."""
-    seen: set[Any] = set()
+    return _holds_nan(inspect.type_info(cls), set())
 
-    def walk(node: Any) -> bool:
-        if isinstance(node, inspect.FloatType | inspect.DecimalType | inspect.AnyType | inspect.CustomType):
-            return True
-        if isinstance(node, inspect.StructType | inspect.DataclassType | inspect.TypedDictType):
-            if node.cls in seen:
-                return False
-            seen.add(node.cls)
-            return any(walk(field.type) for field in node.fields)
-        parts: list[Any] = []
-        for name in ("item_type", "key_type", "value_type", "type", "types", "item_types"):
-            part = getattr(node, name, ())
-            parts += part if isinstance(part, tuple) else (part,)
-        return any(walk(part) for part in parts if isinstance(part, inspect.Type))
 
-    return walk(inspect.type_info(cls))
+def _holds_nan(node: Any, seen: set[Any]) -> bool:
+    if isinstance(node, inspect.FloatType | inspect.DecimalType | inspect.AnyType | inspect.CustomType):
+        return True
+    if isinstance(node, inspect.StructType | inspect.DataclassType | inspect.TypedDictType):
+        if node.cls in seen:
+            return False
+        seen.add(node.cls)
+        return any(_holds_nan(field.type, seen) for field in node.fields)
+    parts: list[Any] = []
+    for name in ("item_type", "key_type", "value_type", "type", "types", "item_types"):
+        part = getattr(node, name, ())
+        parts += part if isinstance(part, tuple) else (part,)
+    return any(_holds_nan(part, seen) for part in parts if isinstance(part, inspect.Type))
+
+
+@cache
+def _risky_fields(cls: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The fields to look into: events have many texts and few numbers."""
+    fields = getattr(inspect.type_info(cls), "fields", ())
+    return tuple(field.name for field in fields if _holds_nan(field.type, set()))
 
 
 def refuse_nan(value: Any, label: str) -> None:
@@ -236,7 +243,7 @@ def refuse_nan(value: Any, label: str) -> None:
         if not (value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)):
             raise PublishError(f"{label} is {value}: NaN and infinity cannot be stored")
     elif isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
+        for name in _risky_fields(type(value)):
             refuse_nan(getattr(value, name), f"{label}.{name}")
     elif isinstance(value, dict):
         for key, item in value.items():

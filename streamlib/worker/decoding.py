@@ -16,6 +16,7 @@ from streamlib.worker.work import NO_HANDLER, Ended, Group
 
 logger = logging.getLogger(__name__)
 _PARK_FIRST_MS, _PARK_CAP_MS = 1_000, 60_000
+_HAND_OVER_MS = 250
 
 
 class Decoding:
@@ -68,8 +69,10 @@ class Decoding:
         if expired or (known is not None and may_bury):
             return self.bury(received, Failure.of("unknown_type", error))
         waited_ms = now_ms - delivery.parked_ms if delivery.parked_ms else 0
-        delay_ms = min(max(waited_ms, _PARK_FIRST_MS), _PARK_CAP_MS)
-        logger.warning(
+        backoff_ms = min(max(waited_ms, _PARK_FIRST_MS), _PARK_CAP_MS)
+        delay_ms = _HAND_OVER_MS if message.type in elsewhere else backoff_ms
+        logger.log(
+            logging.INFO if message.type in elsewhere else logging.WARNING,
             "parked",
             extra={
                 "topic": self._group.topic, "group": self._group.group, "event_id": delivery.event_id,

@@ -36,9 +36,10 @@ class Fetcher:
 
     async def run_once(self) -> float:
         """Seconds to wait before the next read (0, but for a server that does not block)."""
-        self.waits_for_room = True
-        await self._consumer.wait_for_room()
-        self.waits_for_room = False
+        if not all(self._consumer.room):
+            self.waits_for_room = True
+            await self._consumer.wait_for_room()
+            self.waits_for_room, self.last_read = False, time.monotonic()  # silence until now was our own
         if self._consumer.stopping:
             return 0.0
         entries, room_bytes = self._consumer.room
