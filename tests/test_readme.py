@@ -74,6 +74,14 @@ def test_the_testing_example_runs(shop: Path) -> None:
     assert "1 passed" in done.stdout
 
 
+def test_the_benchmark_runs(shop: Path) -> None:
+    (command,) = [text.strip() for text in blocks("console") if "benchmarks" in text]
+    _with_python(shop)
+    done = in_shell(command.replace("python", "python_of_tests", 1), shop)
+    assert done.returncode == 0, done.stderr
+    assert "streamlib" in done.stdout
+
+
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     (command,) = [text.strip() for text in blocks("console") if "pytest" in text]
     assert command in (ROOT / ".ci" / "run").read_text()
