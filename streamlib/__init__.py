@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "streamlib.app": ("App", "Topic"),
+    "streamlib.app": ("App",),
     "streamlib.codec": ("FlatCodec", "NativeCodec", "RawCodec"),
     "streamlib.errors": (
         "IdempotencyConflict",
@@ -24,6 +24,7 @@ _HOMES = {
     ),
     "streamlib.event": ("Event",),
     "streamlib.message": ("Position",),
+    "streamlib.producer": ("Topic",),
     "streamlib.read_model": ("Exact", "Ordered", "Prefix", "ReadModel"),
     "streamlib.retry": ("Retry",),
     "streamlib.settings": ("Settings", "load_settings"),

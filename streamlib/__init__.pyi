@@ -1,6 +1,6 @@
 """The public names, for type checkers; `__init__.py` finds them lazily at run time."""
 
-from streamlib.app import App, Topic
+from streamlib.app import App
 from streamlib.codec import FlatCodec, NativeCodec, RawCodec
 from streamlib.errors import (
     IdempotencyConflict,
@@ -15,6 +15,7 @@ from streamlib.errors import (
 )
 from streamlib.event import Event
 from streamlib.message import Position
+from streamlib.producer import Topic
 from streamlib.read_model import Exact, Ordered, Prefix, ReadModel
 from streamlib.retry import Retry
 from streamlib.settings import Settings, load_settings

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from streamlib import embedded
 from streamlib.blocking import BlockingApp
 from streamlib.codec import Codec, NativeCodec
-from streamlib.errors import ConfigError, DeclarationError, NotFound, PublishError, RedisUnfit, StreamlibError
+from streamlib.errors import ConfigError, DeclarationError, NotFound, RedisUnfit, StreamlibError
 from streamlib.event import Event, Registry
 from streamlib.keys import Keys, check_name
-from streamlib.message import Message, Position
 from streamlib.metrics.worker import WorkerMetrics
+from streamlib.producer import Topic
 from streamlib.read_model import Index, ReadModel
 from streamlib.redisio import registry, server
 from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
@@ -31,67 +31,6 @@ from streamlib.worker.runner import Worker, WorkerParts
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R", bound=ReadModel)
-
-
-class Topic:
-    """A topic of an app; publish to it while the app is open."""
-
-    def __init__(self, app: App, spec: TopicSpec) -> None:
-        self._app = app
-        self.spec = spec
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
-
-    async def publish(
-        self,
-        event: Event,
-        *,
-        id: str | None = None,
-        key: str | None = None,
-        correlation_id: str | None = None,
-        causation_id: str | None = None,
-        traceparent: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        time_ms: int | None = None,
-    ) -> Position:
-        """Store an event and return where it lies. Publishes awaited at the same time share a round trip.
-
-        `id` is the event's id if the producer brings one (else a UUIDv7), `time_ms` when it happened (else when
-        it was stored). Raises TopicFull, PayloadTooLarge, NotConfirmed, IdempotencyConflict, PublishError,
-        RedisUnavailable.
-        """
-        message = self.spec.message(
-            event,
-            event_id=id,
-            key=key,
-            correlation_id=correlation_id,
-            causation_id=causation_id,
-            traceparent=traceparent,
-            headers=dict(headers or {}),
-            time_ms=time_ms,
-        )
-        return await self._app.publisher.publish(self.spec, message)
-
-    async def publish_many(self, events: Sequence[Event]) -> list[Position | PublishError]:
-        """Store events in batches of one round trip each: for each, in order, its position or its error."""
-        results: list[Position | PublishError | None] = []
-        messages: list[Message] = []
-        for event in events:
-            try:
-                messages.append(self.spec.message(event))
-                results.append(None)
-            except PublishError as error:
-                results.append(error)
-        sent = iter(await self._app.publisher.send(self.spec, messages))
-        ended: list[Position | PublishError] = []
-        for result in results:
-            if result is None:
-                one = next(sent)
-                result = one if isinstance(one, PublishError) else one.position
-            ended.append(result)
-        return ended
 
 
 class App:
@@ -144,7 +83,7 @@ class App:
             dedup_window_s=dedup_window_s,
             durability=durability,
         )
-        self.topics[name] = Topic(self, spec)
+        self.topics[name] = Topic(spec, lambda: self.publisher)
         return self.topics[name]
 
     def handler(

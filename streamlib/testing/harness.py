@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from streamlib.app import App, Topic
+from streamlib.app import App
 from streamlib.codec import Codec, Fields
 from streamlib.errors import DecodeError, NotFound, PublishError
 from streamlib.event import Event
@@ -19,6 +19,7 @@ from streamlib.keys import StreamKeys
 from streamlib.message import Position
 from streamlib.metrics.worker import WorkerMetrics
 from streamlib.ops.inspect import GroupInfo, inspect
+from streamlib.producer import Topic
 from streamlib.read_model import ReadModel
 from streamlib.redisio.again import unpack
 from streamlib.redisio.connection import RedisDoor

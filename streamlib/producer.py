@@ -1,0 +1,72 @@
+"""A topic as the app hands it out: where producers publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from streamlib.errors import PublishError
+from streamlib.event import Event
+from streamlib.message import Message, Position
+from streamlib.redisio.publisher import Publisher
+from streamlib.topic import TopicSpec
+
+
+class Topic:
+    """A topic of an app; publish to it while the app is open."""
+
+    def __init__(self, spec: TopicSpec, publisher: Callable[[], Publisher]) -> None:
+        self.spec = spec
+        self._publisher = publisher
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    async def publish(
+        self,
+        event: Event,
+        *,
+        id: str | None = None,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        traceparent: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        time_ms: int | None = None,
+    ) -> Position:
+        """Store an event and return where it lies. Publishes awaited at the same time share a round trip.
+
+        `id` is the event's id if the producer brings one (else a UUIDv7), `time_ms` when it happened (else when
+        it was stored). Raises TopicFull, PayloadTooLarge, NotConfirmed, IdempotencyConflict, PublishError,
+        RedisUnavailable.
+        """
+        message = self.spec.message(
+            event,
+            event_id=id,
+            key=key,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+            traceparent=traceparent,
+            headers=dict(headers or {}),
+            time_ms=time_ms,
+        )
+        return await self._publisher().publish(self.spec, message)
+
+    async def publish_many(self, events: Sequence[Event]) -> list[Position | PublishError]:
+        """Store events in batches of one round trip each: for each, in order, its position or its error."""
+        results: list[Position | PublishError | None] = []
+        messages: list[Message] = []
+        for event in events:
+            try:
+                messages.append(self.spec.message(event))
+                results.append(None)
+            except PublishError as error:
+                results.append(error)
+        sent = iter(await self._publisher().send(self.spec, messages))
+        ended: list[Position | PublishError] = []
+        for result in results:
+            if result is None:
+                one = next(sent)
+                result = one if isinstance(one, PublishError) else one.position
+            ended.append(result)
+        return ended
