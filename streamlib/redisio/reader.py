@@ -46,7 +46,9 @@ class Reader:
         self._read_tail = ["STREAMS", *(s.decode() for s in self._streams), *([">"] * len(self._streams))]
 
     async def read(self, redis: Executes, *, count: int, block_ms: int | None) -> list[Received]:
-        """Up to `count` entries of each stream, returning ones first; waits up to `block_ms` for the first."""
+        """About `count` entries, returning ones first; waits up to `block_ms` for the first. COUNT is per stream, so
+        every partition gets its share."""
+        count = max(1, count // len(self._partitions))
         block = [] if block_ms is None else ["BLOCK", block_ms]
         reply = await redis.execute(
             "XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *block, *self._read_tail

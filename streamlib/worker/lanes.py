@@ -85,7 +85,8 @@ class Lanes:
         self._wake.set()
 
     def discard(self, work: Work) -> None:
-        """The claim was lost: drop the work if it waits, cancel it if it runs alone in a lane."""
+        """The claim was lost: drop the work if it waits, cancel it if it runs alone in a lane. A thread cannot be
+        cancelled and keeps its lane until it ends; its outcome is fenced."""
         work.lost = True
         if work in self._ready:
             self._ready.remove(work)
@@ -93,7 +94,7 @@ class Lanes:
             self._on_end(work, None)
             return
         for task, works in self._running.items():
-            if works == [work]:
+            if works == [work] and self.handler.is_async:
                 task.cancel()
 
     def stop(self) -> list[Work]:
