@@ -136,7 +136,13 @@ def _work(app: App, settings: Settings, groups: tuple[str, ...], channel: SlotCh
         _log.info("http_listening", extra={"url": server.start(), "pid": os.getpid()})
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner, translated(settings.redis):
-            code = runner.run(_serve(app, groups, probes, burst=burst))
+            try:
+                code = runner.run(_serve(app, groups, probes, burst=burst))
+            except Exception:
+                if probes.worker is not None and not probes.worker.clean:
+                    _log.critical("worker_failed", exc_info=True)
+                    _leave_at_once(Exit.FAILED)
+                raise
             if code == Exit.DRAIN_TIMEOUT:
                 _leave_at_once(code)
             return code

@@ -94,12 +94,18 @@ class SlotChannel:
                     _send(self._socket, _encode(_answer(_questions.decode(message), render, live, ready)))
         except (BrokenPipeError, ConnectionResetError):
             _log.debug("slot_parent_gone_while_answering")
-        _log.warning("slot_parent_gone", extra={"slot": self.slot})
-        os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            _log.warning("slot_parent_gone", extra={"slot": self.slot})
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _answer(question: Question, render: Render, live: Probe, ready: Probe) -> Answer:
-    content_type, body = ("", b"") if question.accept is None else render(question.accept)
+    content_type, body = ("", b"")
+    if question.accept is not None:
+        try:
+            content_type, body = render(question.accept)
+        except Exception:  # noqa: BLE001 - a collector of the user may fail; the probes must go on
+            _log.exception("slot_render_failed")
     is_live, live_text = live()
     is_ready, ready_text = ready()
     return Answer(question.number, is_live, live_text, is_ready, ready_text, content_type, body)

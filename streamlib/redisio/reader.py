@@ -43,17 +43,19 @@ class Reader:
         for number, keys in enumerate(partitions):
             self._streams[keys.again(group).encode()] = (number, True)
             self._streams[keys.stream.encode()] = (number, False)
+        self._busy_streams = 1
         self._read_tail = ["STREAMS", *(s.decode() for s in self._streams), *([">"] * len(self._streams))]
 
     async def read(self, redis: Executes, *, count: int, block_ms: int | None) -> list[Received]:
-        """About `count` entries, returning ones first; waits up to `block_ms` for the first. COUNT is per stream, so
-        every partition gets its share."""
-        count = max(1, count // len(self._partitions))
+        """About `count` entries, returning ones first; waits up to `block_ms` for the first. COUNT is per stream: it is
+        shared by as many as had something the last time."""
+        count = max(1, count // self._busy_streams)
         block = [] if block_ms is None else ["BLOCK", block_ms]
         reply = await redis.execute(
             "XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *block, *self._read_tail
         )
         received: list[Received] = []
+        self._busy_streams = max(len(reply or ()), 1)
         for stream, entries in reply or ():
             partition, again = self._streams[stream]
             how: How = "retry" if again else "new"

@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 GroupKind = Literal["handler", "projection"]
 
+TYPES_LIVE_S = 3_600.0
+"""How long a type counts as handled since a worker last said so, every half minute: long enough for an outage."""
+
 _BEGIN = "0"
 _TYPE = b"type:"
 

@@ -17,7 +17,6 @@ from streamlib.errors import DecodeError, NotFound, PublishError
 from streamlib.event import Event
 from streamlib.keys import StreamKeys
 from streamlib.message import Position
-from streamlib.metrics.worker import WorkerMetrics
 from streamlib.ops.inspect import GroupInfo, inspect
 from streamlib.producer import Topic
 from streamlib.read_model import ReadModel
@@ -104,7 +103,6 @@ class Harness:
         so the app's lifespan begins and ends with it. Raises AssertionError after `timeout` seconds, naming what
         is left, and whatever ends the worker.
         """
-        self.app.metrics = WorkerMetrics()  # a worker registers its gauges once
         worker, stop = self.app.worker(), asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
         try:

@@ -73,6 +73,7 @@ class Consumer:
         self._room = asyncio.Event()
         self._elsewhere: frozenset[str] = frozenset()
         self._stopping = False
+        self._closed = False
 
     @property
     def stopping(self) -> bool:
@@ -100,7 +101,7 @@ class Consumer:
     def room_to_reclaim(self) -> int:
         """How many entries may be taken over from others, however full the inbox is of new ones."""
         taken_over = sum(one.delivery.how == "reclaimed" for one in self._inbox)
-        return self._parts.settings.batch // 5 - taken_over
+        return max(self._parts.settings.batch // 5, 1) - taken_over
 
     async def wait_for_room(self) -> None:
         while not (self._stopping or all(self.room)):
@@ -315,7 +316,9 @@ class Consumer:
     # -- endings --------------------------------------------------------------------------------------------------
 
     def _work_ended(self, work: Work, ended: Ended | None) -> None:
-        if ended is not None:
+        if self._closed:  # it ended after the drain had: nobody settles any more, its claim runs out
+            self._parts.inflight.remove(work.delivery, self._group.group)
+        elif ended is not None:
             self._parts.settling.put(ended)
         elif work.lost:
             self._parts.inflight.remove(work.delivery, self._group.group)
@@ -323,20 +326,23 @@ class Consumer:
         self._wake_up()
 
     def stop_admitting(self) -> None:
-        """Claim nothing more; `run` ends after the claim that is under way."""
+        """Claim and start nothing more; `run` ends after the claim that is under way."""
         self._stopping = True
+        self._hand_back_unstarted()
         self._room.set()
         self._wake_up()
 
     def stop(self) -> None:
-        """After `run` has ended: start nothing more, hand back what did not start, its attempt unspent."""
-        self._stopping = True
+        """After `run` has ended: hand back what did not start, its attempt unspent."""
         for handle in self._busy:
             handle.cancel()
         self._busy.clear()
         for received in self._inbox:
             self._parts.settling.put(Ended(give_back(received.delivery, claimed=False), "released"))
         self._inbox.clear()
+        self._hand_back_unstarted()
+
+    def _hand_back_unstarted(self) -> None:
         for lanes in self._lanes:
             for work in lanes.stop():
                 self._parts.settling.put(Ended(give_back(work.delivery, claimed=True), "released"))
@@ -353,6 +359,10 @@ class Consumer:
         self.cancel_handlers()
         await asyncio.gather(*(lanes.wait(_CANCEL_GRACE_S) for lanes in self._lanes))
         return False
+
+    def close(self) -> None:
+        """After the last outcome was settled."""
+        self._closed = True
 
 
 def _ignore() -> None:

@@ -16,7 +16,7 @@ from streamlib.worker.work import NO_HANDLER, Ended, Group
 
 logger = logging.getLogger(__name__)
 _PARK_FIRST_MS, _PARK_CAP_MS = 1_000, 60_000
-_HAND_OVER_MS = 250
+_HAND_OVER_FIRST_MS, _HAND_OVER_CAP_MS = 250, 5_000
 
 
 class Decoding:
@@ -70,7 +70,8 @@ class Decoding:
             return self.bury(received, Failure.of("unknown_type", error))
         waited_ms = now_ms - delivery.parked_ms if delivery.parked_ms else 0
         backoff_ms = min(max(waited_ms, _PARK_FIRST_MS), _PARK_CAP_MS)
-        delay_ms = _HAND_OVER_MS if message.type in elsewhere else backoff_ms
+        hand_over_ms = min(max(waited_ms // 4, _HAND_OVER_FIRST_MS), _HAND_OVER_CAP_MS)
+        delay_ms = hand_over_ms if message.type in elsewhere else backoff_ms
         logger.log(
             logging.INFO if message.type in elsewhere else logging.WARNING,
             "parked",

@@ -91,7 +91,7 @@ class Executor:
         logger.info("batch_split", extra={"handler": works[0].handler.name, "events": len(works), "error": reason})
         for work in works:
             if work.cancelled or work.lost:
-                on_end(work, self._outcomes.cancelled(work))
+                on_end(work, None if work.lost else self._outcomes.unstarted(work))
             else:
                 await self._run_batch([work], on_end)
 

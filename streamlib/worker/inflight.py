@@ -53,3 +53,8 @@ class InFlight:
         with self._lock:
             found = self._held.get((held.keys.stream, held.group, held.ref))
         return found[1] if found else None
+
+    def forget(self, held: Held) -> None:
+        """Nobody is left to hear of this claim."""
+        with self._lock:
+            self._held.pop((held.keys.stream, held.group, held.ref), None)

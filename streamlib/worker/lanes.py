@@ -111,7 +111,8 @@ class Lanes:
         for task, works in list(self._running.items()):
             for work in works:
                 work.cancelled = True
-            task.cancel()
+            if self.handler.is_async:  # a thread goes on: its lane, and its claim, end when it does
+                task.cancel()
 
     def raise_bug(self) -> None:
         """Raise what ended a lane: a bug of ours, for handlers' errors are outcomes."""
@@ -165,7 +166,7 @@ class Lanes:
 
     def _take(self) -> list[Work]:
         works: list[Work] = []
-        while self._ready and len(works) < self._batch:
+        while not self._stopping and self._ready and len(works) < self._batch:
             works.append(self._ready.popleft())
             self.waiting_bytes -= works[-1].delivery.size
         return works

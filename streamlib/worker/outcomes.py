@@ -8,7 +8,7 @@ import random
 import time
 
 from streamlib.codec import Fields
-from streamlib.errors import PublishError, RedisError, Reject, RetryLater, StreamlibError
+from streamlib.errors import PublishError, RedisUnavailable, Reject, RetryLater, StreamlibError
 from streamlib.redisio.dead_letter import Failure, Reason
 from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.settler import bury, done, give_back, retry
@@ -45,7 +45,7 @@ class Outcomes:
         if isinstance(error, Reject | HandlerReturned):
             return self._bury(work, Failure.of("rejected", error), seconds)
         never = work.handler.rerun == "never"
-        if not never and isinstance(error, PublishError) and isinstance(error.__cause__, RedisError):
+        if not never and isinstance(error, PublishError) and isinstance(error.__cause__, RedisUnavailable):
             later = retry(work.delivery, delay_ms=_OUTAGE_MS, attempts=work.delivery.attempts)
             return Ended(later, "released", work.handler.name)  # not its fault: no attempt is spent
         last = attempts >= policy.max_attempts
@@ -59,6 +59,10 @@ class Outcomes:
     def is_ours(self, work: Work, error: BaseException) -> bool:
         """Whether we cancelled this run; a CancelledError that user code made up is an error like others."""
         return isinstance(error, asyncio.CancelledError) and (work.cancelled or work.lost)
+
+    def unstarted(self, work: Work) -> Ended:
+        """The worker stops before this one ran: others shall run it at once, its attempt unspent."""
+        return Ended(give_back(work.delivery, claimed=True), "released", work.handler.name)
 
     def cancelled(self, work: Work) -> Ended | None:
         """Cancelled by us: the claim was lost, or the worker stops and others shall run the event at once."""

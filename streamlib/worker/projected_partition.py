@@ -282,12 +282,18 @@ class ProjectedPartition:
         await self._first(asyncio.Event().wait(), stop, self._lost)
 
     async def _may_return(self, stop: asyncio.Event) -> bool:
-        """Whether another worker has brought the view past what we cannot read."""
+        """Whether another worker has brought the view past what we cannot read, or none is left that could."""
         looked = await self._first(self._look(), stop)
-        if looked is _NEVER or entry_order(self._checkpoint) < entry_order(self._away_before):
+        if looked is _NEVER:
             return False
-        self._away_before = ""
-        return True
+        topic, name = self._projection.topic.name, self._projection.name
+        passed = entry_order(self._checkpoint) >= entry_order(self._away_before)
+        if not passed:
+            live = await self._persist(lambda: live_types(self._redis, self._keys, topic, name, TYPES_LIVE_S))
+            passed = not live - self._projection.type_names
+        if passed:
+            self._away_before = ""
+        return passed
 
     def _halt(self, event: str, why: str) -> None:
         if self.halted != why:

@@ -58,8 +58,10 @@ class Renewer:
         self._thread.start()
 
     def close(self) -> None:
+        """Stop renewing. While code still runs that could not be stopped (a thread), its claims are kept."""
         self._stop.set()
-        self._thread.join(timeout=self._door.settings.timeout_s + 1)
+        if not len(self._inflight):
+            self._thread.join(timeout=self._door.settings.timeout_s + 1)
 
     def beat(self) -> None:
         """The event loop is alive; called by it."""
@@ -95,7 +97,9 @@ class Renewer:
         )
         for held in chunk:
             on_lost = self._inflight.lost(held) if held.ref in lost else None
-            if on_lost is not None and not self._stop.is_set():
+            if on_lost is not None and self._stop.is_set():
+                self._inflight.forget(held)
+            elif on_lost is not None:
                 self._loop.call_soon_threadsafe(on_lost)
 
     def _run(self) -> None:
@@ -117,6 +121,8 @@ class Renewer:
                 self._give_up(silent_s)
             if time.monotonic() >= due:
                 due = time.monotonic() + self._try_renew(client)
+        while len(self._inflight):
+            time.sleep(self._try_renew(client))
         client.close()
 
     def _try_renew(self, client: SyncClient) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from streamlib.errors import StreamlibError
 from streamlib.keys import Keys
 from streamlib.metrics.worker import WorkerMetrics
 from streamlib.ops.inspect import TopicInfo, inspect
@@ -60,6 +61,8 @@ class Worker:
         self._parts = parts
         self.worker_id = uuid.uuid4().hex[:16]
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{self.worker_id}"
+        self.clean = True
+        """False once a drain had to leave something behind: code that does not end, or outcomes not settled."""
         self._inflight = InFlight()
         self._units: list[GroupUnit] = []
         self._projectors: dict[str, Projector] = {}
@@ -186,9 +189,11 @@ class Worker:
         drained = await asyncio.gather(*(unit.drain(drain_s) for unit in self._units))
         drained.append(await end(self._projecting, grace_s=drain_s + self._parts.settings.redis.timeout_s))
         drained.append(await end(self._keeping))
+        drained.append(len(self._inflight) == 0)
         seconds = round(time.monotonic() - started, 3)
         logger.info("worker_stopped", extra={"worker": self.consumer, "clean": all(drained), "seconds": seconds})
-        return all(drained)
+        self.clean = all(drained)
+        return self.clean
 
     def _raise_bug(self, finished: set[asyncio.Task[Any]]) -> None:
         for task in finished:
@@ -240,19 +245,26 @@ class Worker:
         ]
 
     async def _until_drained(self) -> None:
-        """Until the backlog of our groups was empty several times in a row."""
-        parts, empty = self._parts, 0
-        wanted = {(spec.topic.name, spec.group) for spec in parts.groups}
-        wanted |= {(projection.topic.name, projection.name) for projection in parts.projections}
+        """Until the backlog of our groups was empty several times in a row.
+
+        Raises StreamlibError when a projection stands still: its backlog would never end.
+        """
+        empty = 0
         while empty < _BURST_LOOKS:
             await asyncio.sleep(_BURST_EVERY_S)
-            left = 0
-            for topic in {name for name, _ in wanted}:
-                infos = await self._look(topic)
-                left += sum(
-                    group.backlog for info in infos for group in info.groups if (info.topic, group.group) in wanted
-                )
-            empty = empty + 1 if left == 0 else 0
+            empty = empty + 1 if await self._backlog() == 0 else 0
+        for name, projector in self._projectors.items():
+            for partition, problem in projector.problems.items():
+                raise StreamlibError(f"projection {name!r} stands still at partition {partition}: {problem}")
+
+    async def _backlog(self) -> int:
+        wanted = {(spec.topic.name, spec.group) for spec in self._parts.groups}
+        for projection in self._parts.projections:
+            projector = self._projectors.get(projection.name)
+            if projector is None or not projector.problems:
+                wanted.add((projection.topic.name, projection.name))
+        infos = [info for topic in {name for name, _ in wanted} for info in await self._look(topic)]
+        return sum(group.backlog for info in infos for group in info.groups if (info.topic, group.group) in wanted)
 
     async def _look(self, topic: str) -> list[TopicInfo]:
         door, keys = self._parts.door, self._parts.keys

@@ -15,6 +15,7 @@ from streamlib.worker.work import Ended, Group
 
 logger = logging.getLogger(__name__)
 _MAX_BATCH = 500
+_REFUSED_AGAIN_S = 5.0
 _MAX_BYTES = 4 * 1024 * 1024
 
 
@@ -100,9 +101,10 @@ class Settling:
         return await self._door.persist(once, give_up_s=None, on_error=self._on_error)
 
     def _refused(self, ended: Ended, error: Exception) -> None:
-        """Redis refuses this one for a reason of its own: it stays pending and is reclaimed, never acked unrecorded."""
+        """Redis refuses this one for a reason of its own. It is never acked unrecorded, and never run again for it: the
+        claim is kept, and the outcome is tried again until a person has mended what is wrong."""
         delivery = ended.settlement.delivery
-        self._inflight.remove(delivery, self._group.group)
+        asyncio.get_running_loop().call_later(_REFUSED_AGAIN_S, self.put, ended)
         self._metrics.ack_error()
         logger.error(
             "settle_refused",

@@ -31,7 +31,6 @@ from streamlib.worker.settling import Settling
 from streamlib.worker.work import Group
 
 _FLUSH_S = 5.0
-_TYPES_LIVE_S = 3_600.0
 _READ_GRACE_S = 1.0
 
 
@@ -102,7 +101,7 @@ class GroupUnit:
         door, keys, spec = self._shared.door, self._shared.keys, self.spec
 
         async def ask() -> frozenset[str]:
-            return await registry.live_types(door, keys, spec.topic.name, spec.group, _TYPES_LIVE_S)
+            return await registry.live_types(door, keys, spec.topic.name, spec.group, registry.TYPES_LIVE_S)
 
         return await door.persist(ask, give_up_s=None, on_error=self._shared.on_error)
 
@@ -168,6 +167,7 @@ class GroupUnit:
             await asyncio.wait_for(self._settling.flush(), _FLUSH_S)
         except TimeoutError:
             clean = False
+        self.consumer.close()
         clean &= await end(self._settling_task)
         await self._leave()
         await self._fetcher.close()

@@ -57,8 +57,8 @@ local function decide(kind, ref, state)
         local holder, held = string.match(state, "^c%d+:([^:]*):(.*)$")
         if holder == worker and held == ref then
             return "write"
-        elseif resent and state == WRITES[kind] then
-            return "settled"
+        elseif resent and (state == WRITES[kind] or (WRITES[kind] == "r" and held ~= ref)) then
+            return "settled" -- what was to come again may have come, and ended, since our first try
         end
     end
     return "lost"
