@@ -211,7 +211,7 @@ class RedisDoor:
 
     async def execute(self, *command: Any) -> Any:
         """Send one command on the shared pool; the raw reply. Raises what the client raises."""
-        return await self._shared.execute_command(*command)  # type: ignore[no-untyped-call]
+        return await _cancellable(self._shared.execute_command(*command))  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         await self._shared.aclose()
@@ -262,6 +262,25 @@ class RedisDoor:
                 pause_s = min(pause_s * 2, 2.0)
 
 
+async def _cancellable(reply: Awaitable[T]) -> T:
+    """Await a client's reply without losing a cancellation.
+
+    redis-py sends within asyncio.wait_for, which on Python 3.11 drops a cancellation that arrives as the sending
+    ends; a loop that is to be ended by it would then go on for ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        found = await reply
+    except Exception as error:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError from error
+        raise
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return found
+
+
 class Lane:
     """One connection that nobody else uses."""
 
@@ -269,7 +288,7 @@ class Lane:
         self._client = client
 
     async def execute(self, *command: Any) -> Any:
-        return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+        return await _cancellable(self._client.execute_command(*command))  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         await self._client.aclose()

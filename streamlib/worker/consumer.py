@@ -141,7 +141,7 @@ class Consumer:
                 await self._wake.wait()
 
     async def run_once(self) -> int:
-        """Admit what there is room for now; the number of entries that left the inbox. Raises a lane's bug."""
+        """Admit what there is room for; the number of entries that left the inbox. Raises a lane's bug."""
         for lanes in self._lanes:
             lanes.raise_bug()
         chosen = self._choose()
