@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 
 from streamlib.errors import DecodeError, SchemaError, UnknownType
@@ -16,7 +17,7 @@ from streamlib.worker.work import NO_HANDLER, Ended, Group
 
 logger = logging.getLogger(__name__)
 _PARK_FIRST_MS, _PARK_CAP_MS = 1_000, 60_000
-_HAND_OVER_FIRST_MS, _HAND_OVER_CAP_MS = 250, 5_000
+_HAND_OVER_FIRST_MS, _HAND_OVER_CAP_MS = 250, 10_000
 
 
 class Decoding:
@@ -70,8 +71,9 @@ class Decoding:
             return self.bury(received, Failure.of("unknown_type", error))
         waited_ms = now_ms - delivery.parked_ms if delivery.parked_ms else 0
         backoff_ms = min(max(waited_ms, _PARK_FIRST_MS), _PARK_CAP_MS)
-        hand_over_ms = min(max(waited_ms // 4, _HAND_OVER_FIRST_MS), _HAND_OVER_CAP_MS)
-        delay_ms = hand_over_ms if message.type in elsewhere else backoff_ms
+        hand_over_ms = min(max(waited_ms // 16, _HAND_OVER_FIRST_MS), _HAND_OVER_CAP_MS)
+        # Jitter, or two workers whose reads beat in step would hand the same events to each other for ever.
+        delay_ms = int((hand_over_ms if message.type in elsewhere else backoff_ms) * random.uniform(0.5, 1.5))
         logger.log(
             logging.INFO if message.type in elsewhere else logging.WARNING,
             "parked",

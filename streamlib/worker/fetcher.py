@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 from streamlib.metrics.worker import GroupMetrics
@@ -46,7 +47,7 @@ class Fetcher:
         count = max(1, min(self._count, entries, int(room_bytes / self._bytes_per_entry)))
         started = time.monotonic()
         try:
-            received = await self._reader.read(self._lane, count=count, block_ms=self._settings.block_ms)
+            received = await self._reader.read(self._lane, count=count, block_ms=self._block_ms())
         except CLIENT_ERRORS:
             # A reply above the server's output buffer limit closes the connection; asking for the same again would
             # only fill our pending list.
@@ -61,8 +62,13 @@ class Fetcher:
             self._bytes_per_entry = max(size, self._bytes_per_entry + 0.2 * (size - self._bytes_per_entry))
             self._consumer.offer(received)
             return 0.0
-        returned_early = self.last_read - started < self._settings.block_ms / 2000
+        returned_early = self.last_read - started < self._settings.block_ms / 4000
         return 0.01 if returned_early else 0.0
+
+    def _block_ms(self) -> int:
+        """Drawn anew for each read: Redis serves whoever waits longest, and ends waits in steps. Workers that wait
+        equally long would keep their order for ever, and the first of them get all that comes one by one."""
+        return max(int(self._settings.block_ms * random.uniform(0.5, 1.0)), 1)
 
     async def close(self) -> None:
         await self._lane.close()

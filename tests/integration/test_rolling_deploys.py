@@ -37,7 +37,7 @@ async def test_an_old_worker_that_starts_skips_nothing_that_a_newer_one_handles(
     async with new:
         await new.topics["orders"].publish_many([Added(n=n) for n in range(200)])
     async with old, running(old), new, running(new):
-        await eventually(lambda: len(handled) == 200, timeout=30)
+        await eventually(lambda: len(handled) == 200, timeout=90)
 
 
 async def test_an_old_worker_at_work_skips_nothing_from_the_moment_a_newer_one_is_up(redis_url: str) -> None:
@@ -48,7 +48,7 @@ async def test_an_old_worker_at_work_skips_nothing_from_the_moment_a_newer_one_i
         await eventually(lambda: handled_by_old == {-1})
         async with new, running(new):
             await new.topics["orders"].publish_many([Added(n=n) for n in range(200)])
-            await eventually(lambda: len(handled) == 200, timeout=30)
+            await eventually(lambda: len(handled) == 200, timeout=90)
 
 
 async def test_handing_back_leaves_alone_what_another_worker_has_claimed(redis_url: str) -> None:
