@@ -1,8 +1,8 @@
-"""What the server spends on one event, step by step: `python -m benchmarks.server_cost [--events N] [--rounds K] [--json]`.
+"""What the server spends on one event, step by step: `python -m benchmarks.server_cost [--events N] [--rounds K]`.
 
-Each step does one thing alone: publish, read, claim, settle, as a worker does them, in batches of `--batch`. Two figures
-each: microseconds that Redis counts for the commands themselves (INFO commandstats; a script's include those of its
-calls), and the CPU time of the whole server process, which also reads, parses and answers.
+Each step does one thing alone: publish, read, claim, settle, as a worker does them, in batches of `--batch`. Figures:
+microseconds that Redis counts for the commands themselves (INFO commandstats; a script's include those of its calls),
+the CPU time of the whole server process, which also receives, parses and answers, memory gained, bytes in and out.
 """
 
 import argparse
@@ -119,7 +119,8 @@ def run(events: int, rounds: int, batch: int) -> dict[str, Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.server_cost", description=(__doc__ or "").split("\n")[0])
+    about = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.server_cost", description=about)
     parser.add_argument("--events", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=100, help="events per command, at most 500")
