@@ -66,7 +66,8 @@ class RedisProc:
 
     Without `aof` nothing is written to disk, so any end of the process loses the data; with it, a restart
     keeps them (`appendfsync always`: a kill -9 loses nothing that was answered). `conf` adds or overrides
-    settings. As a context manager it starts on entry and always ends the process.
+    settings; what is changed in it later counts from the next start on. As a context manager it starts on entry
+    and always ends the process.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class RedisProc:
         self.port = port or free_port()
         self._binary = binary
         self._port_is_ours = port is None
-        self._conf = _settings(aof) | (conf or {})
+        self.conf = _settings(aof) | (conf or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -98,13 +99,17 @@ class RedisProc:
         return self._running().pid
 
     @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def log_path(self) -> Path:
         return self.directory / "server.log"
 
     def start(self) -> Self:
         """Start and wait until commands are answered; a free port lost to somebody else is replaced."""
-        if self._process is not None and self._process.poll() is None:
-            raise RuntimeError(f"{self.kind} on port {self.port} already runs as pid {self._process.pid}")
+        if self.running:
+            raise RuntimeError(f"{self.kind} on port {self.port} already runs as pid {self.pid}")
         self.directory.mkdir(parents=True, exist_ok=True)
         for _ in range(3):
             self._process = self._spawn()
@@ -165,13 +170,18 @@ class RedisProc:
             raise RuntimeError(f"{self.kind} on port {self.port} does not run")
         return self._process
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _command(self) -> list[str]:
         command = [str(self._binary), "--port", str(self.port), "--dir", str(self.directory)]
-        for name, value in self._conf.items():
+        for name, value in self.conf.items():
             command += [f"--{name}", *(value.split() or [""])]
+        return command
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         with self.log_path.open("ab") as log:
             # A session of its own: Ctrl-C on the test run must leave the order of the end to the fixtures.
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     def _came_up(self, process: subprocess.Popen[bytes]) -> bool:
         """Wait until the process answers (True) or has ended (False)."""
