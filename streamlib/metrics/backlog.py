@@ -22,6 +22,7 @@ class _Seen(Struct):
     """A topic as last seen, when, and how many updates have passed since."""
 
     length: int
+    delayed: int
     groups: dict[str, GroupInfo]
     at_s: float
     missed: int = 0
@@ -48,7 +49,7 @@ class BacklogGauges(Collector):
             now_s = time.monotonic()
             for topic in topics:
                 groups = {group.group: group for group in topic.groups}
-                self._topics[topic.topic] = _Seen(topic.length, groups, now_s)
+                self._topics[topic.topic] = _Seen(topic.length, topic.delayed, groups, now_s)
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return self._families().values()
@@ -60,6 +61,7 @@ class BacklogGauges(Collector):
             fresh = {topic: seen for topic, seen in self._topics.items() if seen.at_s >= oldest_s}
             for topic, seen in fresh.items():
                 families["topic_length"].add_metric([topic], seen.length)
+                families["delayed_events"].add_metric([topic], seen.delayed)
                 for name, group in seen.groups.items():
                     for metric, value in _values(group).items():
                         if value is not None:
@@ -85,5 +87,6 @@ def _values(group: GroupInfo) -> dict[str, float | None]:
         "group_consumers": group.consumers,
         "group_oldest_pending_age_seconds": group.oldest_pending_seconds,
         "group_oldest_undelivered_age_seconds": group.oldest_undelivered_seconds,
+        "group_paused": group.paused,
         "group_backlog": group.backlog,
     }

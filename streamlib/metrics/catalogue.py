@@ -77,6 +77,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("last_poll_timestamp_seconds", "gauge", "When Redis last answered a read of this group.", _GROUP),
     Metric("build_info", "gauge", "Always 1.", ("version", "python", "redis_py", "server")),
     Metric("topic_length", "backlog", "Entries in the topic's streams.", ("topic",)),
+    Metric("delayed_events", "backlog", "Events that are not due yet.", ("topic",)),
     Metric("group_lag", "backlog", "Entries not yet delivered; absent when unknown.", _GROUP),
     Metric("group_lag_known", "backlog", "1 when group_lag could be told.", _GROUP),
     Metric("group_pending", "backlog", "Entries delivered and not acknowledged.", _GROUP),
@@ -90,6 +91,7 @@ METRICS: tuple[Metric, ...] = (
         "Age of the oldest entry not yet delivered, 0 without.",
         _GROUP,
     ),
+    Metric("group_paused", "backlog", "1 while an operator keeps the group from taking work.", _GROUP),
     Metric("group_backlog", "backlog", "lag + pending + retrying; at least so many if lag is unknown.", _GROUP),
 )
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 from streamlib.errors import NotFound
 from streamlib.keys import Keys, StreamKeys
 from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.pauses import is_paused
 from streamlib.redisio.registry import groups_of, remembered_position, topics
 from streamlib.redisio.scripts import Executes
 
@@ -29,10 +30,18 @@ PARTITIONS_AT_ONCE = 8
 Id = tuple[int, int]
 
 
+class Owner(Struct, frozen=True):
+    """Who works on one partition alone, while its lease holds. `worker` is its id, as `streamlib ps` shows it."""
+
+    partition: int
+    worker: str
+
+
 class GroupInfo(Struct, frozen=True, kw_only=True):
     """One group over all partitions of its topic. Ages are seconds of server time, 0 when there is nothing.
 
     `lag` is None when Redis does not know it and counting hit its bound; `backlog` then has the part counted.
+    `owners` are those of a projection or an ordered group, by partition.
     """
 
     group: str
@@ -47,15 +56,20 @@ class GroupInfo(Struct, frozen=True, kw_only=True):
     oldest_pending_seconds: float
     oldest_undelivered_seconds: float
     backlog: int
+    paused: bool = False
+    owners: list[Owner] = []
 
 
 class TopicInfo(Struct, frozen=True, kw_only=True):
-    """One topic over all its partitions; `length` counts the entries that Redis holds."""
+    """One topic over all its partitions, or over the one asked for; `length` counts the entries that Redis holds,
+    `delayed` the events that are to come later."""
 
     topic: str
     partitions: int
     length: int
+    delayed: int
     groups: list[GroupInfo]
+    partition: int | None = None
 
 
 class _Stream(Struct, frozen=True):
@@ -81,41 +95,65 @@ class _Share(Struct, kw_only=True):
     oldest_undelivered: Id | None = None
     oldest_pending_again: Id | None = None
     oldest_undelivered_again: Id | None = None
+    owner: Owner | None = None
 
 
 async def inspect(
-    redis: RedisDoor, keys: Keys, topic: str | None = None, *, count_bound: int = COUNT_BOUND
+    redis: RedisDoor,
+    keys: Keys,
+    topic: str | None = None,
+    *,
+    partition: int | None = None,
+    count_bound: int = COUNT_BOUND,
 ) -> list[TopicInfo]:
-    """Every declared topic, or one, with its declared groups, by name.
+    """Every declared topic, or one, with its declared groups, by name; all partitions added up, or one.
 
-    `count_bound` is how many entries per group and partition are counted one by one where Redis cannot tell
-    the lag. Raises NotFound for a topic that is not declared, and what the client raises.
+    Topics that do not have that partition are left out. `count_bound` is how many entries per group and partition are
+    counted one by one where Redis cannot tell the lag. Raises NotFound for a topic that is not declared or a
+    partition that it does not have, and what the client raises.
     """
     known = await topics(redis, keys)
     if topic is not None and topic not in known:
         raise NotFound(f"topic {topic!r} is not declared here; declared: {', '.join(sorted(known)) or 'none'}")
     wanted = sorted(known) if topic is None else [topic]
-    return [await _topic(redis, keys, name, known[name], count_bound) for name in wanted]
+    if topic is not None and partition is not None and partition >= known[topic]:
+        raise NotFound(f"topic {topic!r} has {known[topic]} partitions, 0 to {known[topic] - 1}; not {partition}")
+    return [
+        await _topic(redis, keys, name, known[name], partition, count_bound)
+        for name in wanted
+        if partition is None or partition < known[name]
+    ]
 
 
-async def _topic(redis: RedisDoor, keys: Keys, topic: str, partitions: int, count_bound: int) -> TopicInfo:
+async def _topic(
+    redis: RedisDoor, keys: Keys, topic: str, partitions: int, only: int | None, count_bound: int
+) -> TopicInfo:
     kinds = await groups_of(redis, keys, topic)
     now_ms = await _server_ms(redis)
-    length, shares = 0, dict[str, list[_Share]]((group, []) for group in sorted(kinds))
-    for start in range(0, partitions, PARTITIONS_AT_ONCE):
-        chunk = range(start, min(start + PARTITIONS_AT_ONCE, partitions))
+    length, delayed, shares = 0, 0, dict[str, list[_Share]]((group, []) for group in sorted(kinds))
+    numbers = range(partitions) if only is None else [only]
+    for start in range(0, len(numbers), PARTITIONS_AT_ONCE):
         found = await asyncio.gather(
-            *(_Partition(redis, keys, topic, number, partitions, count_bound).look(kinds) for number in chunk)
+            *(
+                _Partition(redis, keys, topic, number, partitions, count_bound).look(kinds, now_ms)
+                for number in numbers[start : start + PARTITIONS_AT_ONCE]
+            )
         )
-        for entries, part in found:
+        for entries, waiting, part in found:
             length += entries
+            delayed += waiting
             for group, share in part.items():
                 shares[group].append(share)
     return TopicInfo(
         topic=topic,
         partitions=partitions,
         length=length,
-        groups=[_sum_up(group, kinds[group], parts, now_ms) for group, parts in shares.items()],
+        delayed=delayed,
+        groups=[
+            _sum_up(group, kinds[group], parts, now_ms, paused=await is_paused(redis, keys, topic, group))
+            for group, parts in shares.items()
+        ],
+        partition=only,
     )
 
 
@@ -132,12 +170,13 @@ class _Partition:
         self._names: StreamKeys = keys.stream(topic, number, partitions)
         self._count_bound = count_bound
 
-    async def look(self, kinds: dict[str, str]) -> tuple[int, dict[str, _Share]]:
-        """The stream's length, and the share of each group."""
+    async def look(self, kinds: dict[str, str], now_ms: int) -> tuple[int, int, dict[str, _Share]]:
+        """The stream's length, the number of delayed events, and the share of each group."""
         stream = await _stream(self._redis, self._names.stream)
-        return stream.length, {group: await self._share(stream, group, kind) for group, kind in kinds.items()}
+        delayed = await self._redis.execute("ZCARD", self._names.later())
+        shares = {group: await self._share(stream, group, kind, now_ms) for group, kind in kinds.items()}
 
-    async def _share(self, stream: _Stream, group: str, kind: str) -> _Share:
+    async def _share(self, stream: _Stream, group: str, kind: str, now_ms: int) -> _Share:
         share = _Share(dead=await self._redis.execute("XLEN", self._names.dead(group)))
         row = stream.groups.get(group)
         position = await self._position(stream, group, row)
@@ -151,7 +190,14 @@ class _Partition:
             share.consumers = frozenset(_text(_flat(consumer)["name"]) for consumer in consumers)
         if kind != "projection":
             await self._again(share, group)
+        if kind != "handler":
+            share.owner = await self._owner(group, now_ms)
         return share
+
+    async def _owner(self, group: str, now_ms: int) -> Owner | None:
+        worker, deadline = await self._redis.execute("HMGET", self._names.owner(group), "owner", "deadline")
+        holds = worker is not None and int(deadline or 0) > now_ms
+        return Owner(self._number, _text(worker)) if holds else None
 
     async def _position(self, stream: _Stream, group: str, row: dict[str, Any] | None) -> Id:
         """Last delivered id. A lost group will go on where retention remembers it, or at the start."""
@@ -232,7 +278,7 @@ async def _count_after(redis: Executes, stream: str, position: Id, bound: int) -
     return counted, await _first_after(redis, stream, position) is None
 
 
-def _sum_up(group: str, kind: str, shares: Sequence[_Share], now_ms: int) -> GroupInfo:
+def _sum_up(group: str, kind: str, shares: Sequence[_Share], now_ms: int, *, paused: bool) -> GroupInfo:
     lag_known = all(share.lag_exact for share in shares)
     lag = sum(share.lag for share in shares)
     pending = sum(share.pending for share in shares)
@@ -254,6 +300,8 @@ def _sum_up(group: str, kind: str, shares: Sequence[_Share], now_ms: int) -> Gro
         oldest_pending_seconds=oldest_pending_s,
         oldest_undelivered_seconds=oldest_undelivered_s,
         backlog=lag + pending + retrying,
+        paused=paused,
+        owners=[share.owner for share in shares if share.owner is not None],
     )
 
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from streamlib.errors import UnknownType
 from streamlib.event import Event
@@ -26,6 +26,7 @@ from streamlib.worker.decoding import Decoding
 from streamlib.worker.handlers import GroupSpec
 from streamlib.worker.inflight import InFlight, Key
 from streamlib.worker.lanes import Lanes
+from streamlib.worker.pausing import Gate
 from streamlib.worker.settling import Settling
 from streamlib.worker.work import Ended, Group, Work
 
@@ -48,6 +49,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     metrics: GroupMetrics
     on_error: Callable[[str, Exception], None]
     live_types: Callable[[], Awaitable[frozenset[str]]]
+    gate: Gate = field(default_factory=Gate)
 
 
 class Consumer:
@@ -74,6 +76,7 @@ class Consumer:
         self._elsewhere: frozenset[str] = frozenset()
         self._stopping = False
         self._closed = False
+        parts.gate.on_change(self._paused_or_resumed)
 
     @property
     def stopping(self) -> bool:
@@ -144,10 +147,12 @@ class Consumer:
         """Admit what there is room for; the number of entries that left the inbox. Raises a lane's bug."""
         for lanes in self._lanes:
             lanes.raise_bug()
-        chosen = self._choose()
+        chosen = [] if self._parts.gate.closed else self._choose()
         if chosen:
             self._room.set()
             await self._admit(chosen)
+            if self._parts.gate.closed:  # while we claimed
+                self._paused_or_resumed()
         self._parts.metrics.inflight(sum(lanes.held for lanes in self._lanes))
         return len(chosen)
 
@@ -283,6 +288,7 @@ class Consumer:
         """
         while True:
             received, lanes, confirm_at = await self._suspects.get()
+            await self._parts.gate.wait_open()
             await asyncio.sleep(max(confirm_at - time.monotonic(), 0.0))
             async with one_at_a_time:
                 await self.run_suspect(received, lanes)
@@ -312,6 +318,15 @@ class Consumer:
     def _bury_held(self, received: Received, failure: Failure, handler: str) -> None:
         self._hold(received.delivery, _ignore)
         self._parts.settling.put(self._decoding.bury(received, failure, handler))
+
+    # -- pause ----------------------------------------------------------------------------------------------------
+
+    def _paused_or_resumed(self) -> None:
+        """What is claimed and did not start goes back, its attempt unspent; what is only read stays here, untouched."""
+        if self._parts.gate.closed:
+            for lanes in self._lanes:
+                self._hand_back(lanes.take_back())
+        self._wake_up()
 
     # -- endings --------------------------------------------------------------------------------------------------
 
@@ -344,8 +359,11 @@ class Consumer:
 
     def _hand_back_unstarted(self) -> None:
         for lanes in self._lanes:
-            for work in lanes.stop():
-                self._parts.settling.put(Ended(give_back(work.delivery, claimed=True), "released"))
+            self._hand_back(lanes.stop())
+
+    def _hand_back(self, unstarted: Sequence[Work]) -> None:
+        for work in unstarted:
+            self._parts.settling.put(Ended(give_back(work.delivery, claimed=True), "released"))
 
     def cancel_handlers(self) -> None:
         for lanes in self._lanes:

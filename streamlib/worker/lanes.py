@@ -101,6 +101,10 @@ class Lanes:
         """Start nothing more; the work that did not start."""
         self._stopping = True
         self._wake.set()
+        return self.take_back()
+
+    def take_back(self) -> list[Work]:
+        """The work that did not start; it waits here no more."""
         unstarted = list(self._ready)
         self._ready.clear()
         self.waiting_bytes = 0

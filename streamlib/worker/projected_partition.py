@@ -29,6 +29,7 @@ from streamlib.redisio.view_state import (
 from streamlib.settings import Settings
 from streamlib.worker.applying import Applier
 from streamlib.worker.folding import Folder, RawEntry, Stop
+from streamlib.worker.pausing import Gate
 from streamlib.worker.projection import Projection
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class ProjectedPartition:
         settings: Settings,
         worker_id: str,
         metrics: GroupMetrics,
+        gate: Gate | None = None,
     ) -> None:
         self.partition = partition
         self.epoch = 0
@@ -75,6 +77,7 @@ class ProjectedPartition:
         self._window_ms = int(settings.idempotency.window_s * 1000)
         self._worker_id = worker_id
         self._metrics = metrics
+        self._gate = gate or Gate()
         self._generation = 0
         self._checkpoint = "0-0"
         self._away_before = ""
@@ -136,6 +139,9 @@ class ProjectedPartition:
         try:
             while True:
                 entries = await self._first(reading, stop, self._lost)
+                if self._gate.closed and entries is not _NEVER:  # paused: we stay the owner, and fold what came later
+                    opened = await self._first(self._gate.wait_open(), stop, self._lost)
+                    entries = entries if opened is not _NEVER else _NEVER
                 if entries is _NEVER:
                     return Leave.STOP if stop.is_set() else Leave.FENCED
                 self._metrics.polled()

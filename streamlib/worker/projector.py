@@ -11,6 +11,7 @@ from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
 from streamlib.redisio.registry import declare_types
 from streamlib.settings import Settings
+from streamlib.worker.pausing import Gate
 from streamlib.worker.projected_partition import TYPES_LIVE_S, ProjectedPartition
 from streamlib.worker.projection import Projection
 
@@ -28,12 +29,13 @@ class Projector:
         settings: Settings,
         worker_id: str,
         metrics: GroupMetrics,
+        gate: Gate | None = None,
     ) -> None:
         self.projection = projection
         self._redis = redis
         self._keys = keys
         self.partitions = [
-            ProjectedPartition(projection, partition, redis, keys, settings, worker_id, metrics)
+            ProjectedPartition(projection, partition, redis, keys, settings, worker_id, metrics, gate)
             for partition in range(projection.topic.partitions)
         ]
 

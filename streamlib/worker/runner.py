@@ -26,7 +26,9 @@ from streamlib.topic import TopicSpec
 from streamlib.worker.handlers import GroupSpec
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.keeper import Beat, Keeper
+from streamlib.worker.later import LaterMover
 from streamlib.worker.loops import end, repeat
+from streamlib.worker.pausing import Pauses
 from streamlib.worker.projection import Projection
 from streamlib.worker.projector import Projector
 from streamlib.worker.renewer import Renewer
@@ -51,6 +53,7 @@ class WorkerParts(Struct, frozen=True, kw_only=True):
     metrics: WorkerMetrics
     groups: Sequence[GroupSpec]
     projections: Sequence[Projection[Any]]
+    topics: Sequence[TopicSpec]
     lifespan: Lifespan
 
 
@@ -64,6 +67,7 @@ class Worker:
         self.clean = True
         """False once a drain had to leave something behind: code that does not end, or outcomes not settled."""
         self._inflight = InFlight()
+        self._pauses = Pauses(parts.door, parts.keys)
         self._units: list[GroupUnit] = []
         self._projectors: dict[str, Projector] = {}
         self._draining = False
@@ -108,7 +112,9 @@ class Worker:
         ]
         for name, projector in self._projectors.items():
             problems += [f"{name}: {problem}" for problem in projector.problems.values()]
-        return not problems, "; ".join(problems) or "ready"
+        problems_told = "; ".join(problems) or "ready"
+        paused = ", ".join("/".join(place) for place in self._pauses.all_paused)
+        return not problems, f"{problems_told}; paused: {paused}" if paused else problems_told
 
     # ---------------------------------------------------------------------------------------------------------
 
@@ -217,12 +223,14 @@ class Worker:
             one_suspect=asyncio.Lock(),
             state=state,
             on_error=self._on_error,
+            pauses=self._pauses,
         )
 
     def _projector(self, projection: Projection[Any]) -> Projector:
         parts = self._parts
         metrics = parts.metrics.group(projection.topic.name, projection.name)
-        return Projector(projection, parts.door, parts.keys, parts.settings, self.worker_id, metrics)
+        gate = self._pauses.gate(projection.topic.name, projection.name)
+        return Projector(projection, parts.door, parts.keys, parts.settings, self.worker_id, metrics, gate)
 
     def _keep(self, beat: Beat) -> list[asyncio.Task[None]]:
         topics: dict[str, TopicSpec] = {unit.spec.topic.name: unit.spec.topic for unit in self._units}
@@ -235,19 +243,23 @@ class Worker:
             list(topics.values()),
             self._parts.metrics.backlog,
         )
-        steps = [keeper.refresh_gauges, keeper.trim, keeper.sweep, beat.run_once]
+        steps = [keeper.refresh_gauges, keeper.trim, keeper.sweep, beat.run_once, self._pauses.run_once]
+        movers = [
+            LaterMover(self._parts.door, self._parts.keys.stream(topic.name, number, topic.partitions))
+            for topic in self._parts.topics
+            for number in range(topic.partitions)
+        ]
+        loops = [(step.__qualname__, step) for step in steps]
+        loops += [(f"delayed events of {mover.stream}", mover.run_once) for mover in movers]
         return [
-            asyncio.create_task(
-                repeat(step.__qualname__, step, heal=_nothing_to_heal, on_error=self._on_error),
-                name=step.__qualname__,
-            )
-            for step in steps
+            asyncio.create_task(repeat(name, step, heal=_nothing_to_heal, on_error=self._on_error), name=name)
+            for name, step in loops
         ]
 
     async def _until_drained(self) -> None:
         """Until the backlog of our groups was empty several times in a row.
 
-        Raises StreamlibError when a projection stands still: its backlog would never end.
+        Raises StreamlibError when a projection stands still, or a group is paused, with work left: it would never end.
         """
         empty = 0
         while empty < _BURST_LOOKS:
@@ -256,6 +268,20 @@ class Worker:
         for name, projector in self._projectors.items():
             for partition, problem in projector.problems.items():
                 raise StreamlibError(f"projection {name!r} stands still at partition {partition}: {problem}")
+        for topic, group, left in await self._left_by_pauses():
+            raise StreamlibError(
+                f"group {group!r} of topic {topic!r} is paused with {left} events left; "
+                f"go on with: streamlib groups resume {topic} {group}"
+            )
+
+    async def _left_by_pauses(self) -> list[tuple[str, str, int]]:
+        return [
+            (info.topic, group.group, group.backlog)
+            for topic in sorted({topic for topic, _ in self._pauses.all_paused})
+            for info in await self._look(topic)
+            for group in info.groups
+            if self._pauses.paused(info.topic, group.group) and group.backlog
+        ]
 
     async def _backlog(self) -> int:
         wanted = {(spec.topic.name, spec.group) for spec in self._parts.groups}
@@ -263,6 +289,7 @@ class Worker:
             projector = self._projectors.get(projection.name)
             if projector is None or not projector.problems:
                 wanted.add((projection.topic.name, projection.name))
+        wanted = {place for place in wanted if not self._pauses.paused(*place)}
         infos = [info for topic in {name for name, _ in wanted} for info in await self._look(topic)]
         return sum(group.backlog for info in infos for group in info.groups if (info.topic, group.group) in wanted)
 

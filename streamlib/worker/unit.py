@@ -25,6 +25,7 @@ from streamlib.worker.handlers import GroupSpec, HandlerSpec
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.lanes import Lanes
 from streamlib.worker.loops import end, repeat
+from streamlib.worker.pausing import Pauses
 from streamlib.worker.promoter import Promoter
 from streamlib.worker.reclaimer import Reclaimer
 from streamlib.worker.settling import Settling
@@ -49,6 +50,7 @@ class Shared(Struct, frozen=True, kw_only=True):
     one_suspect: asyncio.Lock
     state: Mapping[str, Any]
     on_error: Callable[[str, Exception], None]
+    pauses: Pauses
 
 
 class GroupUnit:
@@ -71,6 +73,7 @@ class GroupUnit:
         )
         self._settling = Settling(shared.door, group, shared.inflight, self._metrics, on_error=shared.on_error)
         self._executor = Executor(topic, group, shared.publisher, shared.state, shared.threads, random.Random())
+        self._gate = shared.pauses.gate(topic.name, spec.group)
         self.consumer = Consumer(self._parts(group), self._lanes_for)
         reader = Reader(self.partitions, spec.group, shared.consumer, topic.codec)
         self._fetcher = Fetcher(shared.door, reader, self.consumer, settings.worker, self._metrics)
@@ -94,6 +97,7 @@ class GroupUnit:
             metrics=self._metrics,
             on_error=shared.on_error,
             live_types=self._live_types,
+            gate=self._gate,
         )
 
     async def _live_types(self) -> frozenset[str]:
@@ -120,13 +124,13 @@ class GroupUnit:
         self.consumer.start()
         name = f"{self.spec.topic.name}/{self.spec.group}"
         spawn = asyncio.get_running_loop().create_task
-        fetching = self._loop("fetcher", self._fetcher.run_once, lambda: self.consumer.stopping)
+        fetching = self._loop("fetcher", self._gate.gated(self._fetcher.run_once), lambda: self.consumer.stopping)
         self._fetching = [spawn(fetching, name=f"fetcher {name}")]
         self._admitting = [spawn(self.consumer.run(), name=f"consumer {name}")]
         self._settling_task = [spawn(self._settling.run(), name=f"settling {name}")]
         self._background = [
             spawn(self.consumer.run_suspects(self._shared.one_suspect), name=f"suspects {name}"),
-            spawn(self._loop("reclaimer", self._reclaimer.run_once), name=f"reclaimer {name}"),
+            spawn(self._loop("reclaimer", self._gate.gated(self._reclaimer.run_once)), name=f"reclaimer {name}"),
             spawn(self._loop("promoter", self._promoter.run_once), name=f"promoter {name}"),
         ]
         return [*self._fetching, *self._admitting, *self._settling_task, *self._background]
@@ -145,10 +149,11 @@ class GroupUnit:
         self._metrics.stream_lost()
 
     def polled_within(self, seconds: float) -> bool:
-        """Whether Redis answered a read of this group lately, or we have as much as we want to read."""
+        """Whether Redis answered a read of this group lately, or we do not want to read."""
         last = self._fetcher.last_read
-        recent = last is not None and time.monotonic() - last < seconds
-        return recent or self._fetcher.waits_for_room
+        recent = last is not None and time.monotonic() - max(last, self._gate.opened_at) < seconds
+        paused = self._shared.pauses.paused(self.spec.topic.name, self.spec.group)
+        return recent or self._fetcher.waits_for_room or paused
 
     def cancel_handlers(self) -> None:
         self.consumer.cancel_handlers()
