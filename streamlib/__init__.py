@@ -25,7 +25,7 @@ _HOMES = {
     "streamlib.event": ("Event",),
     "streamlib.message": ("Position",),
     "streamlib.producer": ("Topic",),
-    "streamlib.read_model": ("Exact", "Ordered", "Prefix", "ReadModel"),
+    "streamlib.read_model": ("Exact", "Ordered", "Page", "Prefix", "ReadModel"),
     "streamlib.retry": ("Retry",),
     "streamlib.settings": ("Settings", "load_settings"),
     "streamlib.worker.context": ("BatchContext", "Context"),

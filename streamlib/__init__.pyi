@@ -16,7 +16,7 @@ from streamlib.errors import (
 from streamlib.event import Event
 from streamlib.message import Position
 from streamlib.producer import Topic
-from streamlib.read_model import Exact, Ordered, Prefix, ReadModel
+from streamlib.read_model import Exact, Ordered, Page, Prefix, ReadModel
 from streamlib.retry import Retry
 from streamlib.settings import Settings, load_settings
 from streamlib.worker.context import BatchContext, Context
@@ -32,6 +32,7 @@ __all__ = [
     "NativeCodec",
     "NotConfirmed",
     "Ordered",
+    "Page",
     "PayloadTooLarge",
     "Position",
     "Prefix",

@@ -65,14 +65,26 @@ class StreamKeys(Struct, frozen=True):
     def dedup(self, event_id: str) -> str:
         return f"{self._tag}:dedup:{event_id}"
 
+    def later(self) -> str:
+        return f"{self._tag}:later"
+
+    def later_body(self) -> str:
+        return f"{self._tag}:laterbody"
+
     def owner(self, group: str) -> str:
         return f"{self._tag}:owner:{group}"
+
+    def key_states(self, group: str) -> str:
+        return f"{self._tag}:keys:{group}"
 
     def view(self, name: str, generation: int) -> str:
         return f"{self._tag}:view:{name}:{generation}"
 
     def row(self, name: str, generation: int, row_id: str) -> str:
         return f"{self._tag}:view:{name}:{generation}:row:{row_id}"
+
+    def all_rows(self, name: str, generation: int) -> str:
+        return f"{self._tag}:view:{name}:{generation}:rows"
 
     def exact(self, name: str, generation: int, field: str, value: str) -> str:
         return f"{self._tag}:view:{name}:{generation}:by:{field}:{value}"
@@ -105,6 +117,9 @@ class Keys(Struct, frozen=True):
 
     def group(self, topic: str, group: str) -> str:
         return self._registry(f"group:{topic}:{group}")
+
+    def limit(self, topic: str, group: str) -> str:
+        return self._registry(f"limit:{topic}:{group}")
 
     def workers(self) -> str:
         return self._registry("workers")

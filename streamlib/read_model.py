@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, dataclass_transform
+from collections.abc import Iterable
+from typing import Any, TypeVar, dataclass_transform
 
 from msgspec import Struct, StructMeta, field
+
+R = TypeVar("R")
+
+DEFAULT_LIMIT = 100
+MAX_LIMIT = 10_000
 
 
 class _ReadModelMeta(StructMeta):
@@ -23,6 +29,17 @@ class ReadModel(Struct, metaclass=_ReadModelMeta, frozen=True, kw_only=True):
     `None` and nested Structs included; what is annotated `Any` comes back as JSON knows it. NaN and infinity are
     refused.
     """
+
+
+class Page(list[R]):
+    """The rows of one page, in order. `cursor` is None when there are no more; else the same question, asked again
+    with `after=page.cursor`, goes on behind the last row."""
+
+    __slots__ = ("cursor",)
+
+    def __init__(self, rows: Iterable[R] = (), cursor: str | None = None) -> None:
+        super().__init__(rows)
+        self.cursor = cursor
 
 
 class Exact(Struct, frozen=True):

@@ -29,6 +29,7 @@ _EXACT_TYPES = (
 _NUMBERS = (inspect.IntType, inspect.FloatType, inspect.DecimalType)
 _EXACT_SECONDS = 2.0**32  # below (year 2106), neighbouring microseconds have scores of their own
 _NONE = "\x00none"
+PAGING = frozenset({"limit", "after"})
 
 
 class ViewKeys(Struct, frozen=True):
@@ -45,6 +46,10 @@ class ViewKeys(Struct, frozen=True):
     def row(self, row_id: str) -> str:
         return self.stream.row(self.view, self.generation, row_id)
 
+    @property
+    def all_rows(self) -> str:
+        return self.stream.all_rows(self.view, self.generation)
+
     def exact(self, field: str, text: str) -> str:
         return self.stream.exact(self.view, self.generation, field, text)
 
@@ -57,6 +62,11 @@ class Indexes:
 
     def __init__(self, codec: RowCodec[Any], indexes: Sequence[Index]) -> None:
         self.exact = _named(codec, indexes, Exact)
+        for field in set(self.exact) & PAGING:
+            raise DeclarationError(
+                f"Exact({field!r}) on {codec.cls.__name__}: limit= and after= of find() are for paging; "
+                "call the field something else"
+            )
         self.ordered = _named(codec, indexes, Ordered)
         self.prefix = _named(codec, indexes, Prefix)
         self._mixed = {field for field in self.ordered if _is_mixed(codec.fields[field].type)}
@@ -67,9 +77,9 @@ class Indexes:
     def entries(self, keys: ViewKeys, row_id: str, row: ReadModel) -> dict[str, Entry]:
         """Index key -> where this row stands in it."""
         member = row_id.encode()
-        found: dict[str, Entry] = {
-            keys.exact(field, exact_text(getattr(row, field))): (member, 0.0) for field in self.exact
-        }
+        found: dict[str, Entry] = {keys.all_rows: (member, 0.0)}
+        for field in self.exact:
+            found[keys.exact(field, exact_text(getattr(row, field)))] = (member, 0.0)
         for field in self.ordered:
             value = getattr(row, field)
             if value is not None:

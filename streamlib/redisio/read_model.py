@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import math
 import time
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 from streamlib.errors import SchemaError
 from streamlib.keys import Keys
-from streamlib.read_model import Exact, Ordered, Prefix
+from streamlib.read_model import Exact, Ordered, Page, Prefix
 from streamlib.redisio.commits import INEXACT, load
 from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
+from streamlib.redisio.cursors import Question, malformed, read_cursor
+from streamlib.redisio.index_walk import PAGE, Place, Read, Spot, seek
 from streamlib.redisio.indexes import (
     Indexes,
     ViewKeys,
     exact_text,
     order_key,
+    prefix_member,
     prefix_text,
     score,
     unknown_index,
 )
-from streamlib.redisio.rows import Row, RowCodec, check_row_id
+from streamlib.redisio.paging import LAST_MEMBER, Found, Pager, Query, check_limit
+from streamlib.redisio.rows import FieldCodec, Row, RowCodec, check_row_id
 from streamlib.redisio.view_state import live_generation, view_head
 
 T = TypeVar("T")
 
-PAGE = 500
 _GENERATION_S = 1.0
-
-Found = tuple[str, Row]
-"""Row id and row."""
 
 
 def partition_of(row_id: str, partitions: int) -> int:
@@ -80,11 +78,19 @@ class ViewReader(Generic[Row]):
         rows = {row_id: row for part in loaded for row_id, row in part}
         return [rows.get(row_id) for row_id in row_ids]
 
-    async def find(self, **exact: Any) -> list[Row]:
-        """All rows whose fields have these values, ordered by row id."""
+    async def rows(self, limit: int, after: str | None) -> Page[Row]:
+        """All rows, ordered by row id."""
+        question = self._question("rows")
+        names = [keys.all_rows for keys in await self._partition_keys()]
+        return await self._by_row_id(question, names, {}, limit, after)
+
+    async def find(self, exact: dict[str, Any], limit: int, after: str | None) -> Page[Row]:
+        """Rows whose fields have these values, ordered by row id."""
         wanted = self._wanted(exact)
-        parts = await asyncio.gather(*(self._find_in(keys, wanted) for keys in await self._partition_keys()))
-        return [row for _, row in sorted((found for part in parts for found in part), key=lambda f: _bytes(f[0]))]
+        question = self._question("find", *(part for f in sorted(wanted) for part in (f, exact_text(wanted[f]))))
+        parts = await self._partition_keys()
+        names = await asyncio.gather(*(self._smallest(keys, wanted) for keys in parts))
+        return await self._by_row_id(question, names, wanted, limit, after)
 
     async def count(self, **exact: Any) -> int:
         """How many rows have these values; without any, how many there are."""
@@ -98,28 +104,60 @@ class ViewReader(Generic[Row]):
             counts = [self._ask("HGET", keys.head, "rows") for keys in await self._partition_keys()]
         return sum(int(found or 0) for found in await asyncio.gather(*counts))
 
-    async def between(self, field: str, low: Any, high: Any, *, limit: int = 100) -> list[Row]:
+    async def between(self, field: str, low: Any, high: Any, limit: int, after: str | None) -> Page[Row]:
         """Rows with low <= value <= high (None leaves that end open), ordered by value, then row id."""
         if field not in self._indexes.ordered:
             raise unknown_index(field, Ordered, self._indexes.ordered)
         codec = self._codec.fields[field]
-        bounds = tuple(None if end is None else order_key(codec.canonical(end)) for end in (low, high))
-        parts = [_take(self._between_in(keys, field, bounds, limit), limit) for keys in await self._partition_keys()]
-        found = [one for part in await asyncio.gather(*parts) for one in part]
-        return [row for _, row in self._in_order(field, found)[:limit]]
+        low, high = (None if end is None else order_key(codec.canonical(end)) for end in (low, high))
+        question = self._question("between", field, exact_text(low), exact_text(high))
+        parts = await self._partition_keys()
+        mixed = await asyncio.gather(*(self._ask("HEXISTS", keys.head, f"{INEXACT}{field}") for keys in parts))
+        start = (-math.inf if low is None else math.nextafter(score(low), -math.inf), b"")
+        behind = None
+        if after is not None:
+            value, row_id = _value_place(question, codec, read_cursor(question, after))
+            behind = (order_key(value), row_id)
+            start = max(start, (score(value), b"" if any(mixed) else row_id))
 
-    async def prefix(self, field: str, text: str, *, limit: int = 100) -> list[Row]:
+        def place(row_id: str, row: Row) -> Place | None:
+            value = order_key(getattr(row, field))
+            outside = value is None or (low is not None and value < low) or (high is not None and value > high)
+            return None if outside else (score(value), row_id.encode())
+
+        query = Query(
+            question=question,
+            read=self._score_reader(parts, field, math.inf if high is None else math.nextafter(score(high), math.inf)),
+            start=start,
+            behind=behind,
+            place=place,
+            order=lambda row_id, row: (order_key(getattr(row, field)), row_id.encode()),
+            mark=lambda row_id, row: (codec.encode(getattr(row, field)).decode(), row_id),
+            whole_runs=any(mixed),
+        )
+        return await self._page(query, parts, limit)
+
+    async def prefix(self, field: str, text: str, limit: int, after: str | None) -> Page[Row]:
         """Rows whose text starts with `text`, ordered by the case-folded text, then row id."""
         if field not in self._indexes.prefix:
             raise unknown_index(field, Prefix, self._indexes.prefix)
-        start = prefix_text(self._codec.fields[field].canonical(text))
-        parts = [
-            _take(self._prefix_in(keys, field, start, _page_size(limit)), limit)
-            for keys in await self._partition_keys()
-        ]
-        found = [one for part in await asyncio.gather(*parts) for one in part]
-        found.sort(key=lambda one: (_bytes(prefix_text(getattr(one[1], field))), _bytes(one[0])))
-        return [row for _, row in found[:limit]]
+        begin = prefix_text(self._codec.fields[field].canonical(text))
+        question = self._question("prefix", field, begin)
+        parts = await self._partition_keys()
+
+        def place(row_id: str, row: Row) -> Place | None:
+            value = getattr(row, field)
+            return None if value is None or not prefix_text(value).startswith(begin) else prefix_member(value, row_id)
+
+        query = Query(
+            question=question,
+            read=self._member_reader([keys.sorted_by(field) for keys in parts], begin.encode()),
+            start=_member_place(question, after),
+            place=place,
+            order=lambda row_id, row: prefix_member(getattr(row, field), row_id),
+            mark=lambda row_id, row: (prefix_member(getattr(row, field), row_id).decode(),),
+        )
+        return await self._page(query, parts, limit)
 
     async def checkpoint(self, partition: int) -> str:
         """The last entry of a partition that the view contains, "0-0" before the first."""
@@ -146,78 +184,61 @@ class ViewReader(Generic[Row]):
             raise SchemaError(f"find rows by what value? Fields with an Exact index: {', '.join(self._indexes.exact)}")
         return {field: self._codec.fields[field].canonical(value) for field, value in exact.items()}
 
-    async def _find_in(self, keys: ViewKeys, wanted: dict[str, Any]) -> list[Found[Row]]:
-        """Walk the smallest of the indexes and check every value in the row itself."""
+    async def _smallest(self, keys: ViewKeys, wanted: dict[str, Any]) -> str:
+        """The index with the fewest rows of those that hold all that are wanted."""
         names = [keys.exact(field, exact_text(value)) for field, value in wanted.items()]
+        if len(names) == 1:
+            return names[0]
         sizes = await asyncio.gather(*(self._ask("ZCARD", name) for name in names))
-        name = min(zip(sizes, names, strict=True))[1]
-        found: list[Found[Row]] = []
-        async for page in self._lex_pages(name, b"-", b"+"):
-            rows = await self._load(keys, [member.decode() for member in page])
-            found += (one for one in rows if all(_equal(getattr(one[1], f), v) for f, v in wanted.items()))
-        return found
+        return min(zip(sizes, names, strict=True))[1]
 
-    async def _between_in(
-        self, keys: ViewKeys, field: str, bounds: tuple[Any, ...], limit: int
-    ) -> AsyncGenerator[Found[Row], None]:
-        """One partition's rows in order: scores that may stand for several values are sorted by value."""
-        name, (low, high), size = keys.sorted_by(field), bounds, _page_size(limit)
-        first = "-inf" if low is None else repr(math.nextafter(score(low), -math.inf))
-        last = "+inf" if high is None else repr(math.nextafter(score(high), math.inf))
-        while page := await self._ask("ZRANGE", name, first, last, "BYSCORE", "LIMIT", 0, size, "WITHSCORES"):
-            scores = [float(raw) for raw in page[1::2]]
-            members = [raw.decode() for raw in page[::2]]
-            full = len(members) == size
-            done = sum(1 for one in scores if one < scores[-1]) if full else len(members)
-            rows = self._inside(field, bounds, await self._load(keys, members[:done]))
-            for found in self._in_order(field, rows):
-                yield found
-            if not full:
-                return
-            async for found in self._run_of_one_score(keys, field, scores[-1], bounds, limit):
-                yield found
-            first = f"({scores[-1]!r}"
+    async def _by_row_id(
+        self, question: Question, names: Sequence[str], wanted: dict[str, Any], limit: int, after: str | None
+    ) -> Page[Row]:
+        """The rows in these indexes (one a partition) that have the wanted values, in the order of their ids."""
+        texts = {field: exact_text(value) for field, value in wanted.items()}
 
-    async def _run_of_one_score(
-        self, keys: ViewKeys, field: str, at: float, bounds: tuple[Any, ...], limit: int
-    ) -> AsyncGenerator[Found[Row], None]:
-        """Rows with one score; where it may stand for several values, all are read to find the first."""
-        final = not await self._ask("HEXISTS", keys.head, f"{INEXACT}{field}")
-        best: list[Found[Row]] = []
-        size = _page_size(limit) if final else PAGE
-        offset, name = 0, keys.sorted_by(field)
-        while True:
-            raw = await self._ask("ZRANGE", name, repr(at), repr(at), "BYSCORE", "LIMIT", offset, size)
-            loaded = await self._load(keys, [member.decode() for member in raw])
-            rows = list(self._inside(field, bounds, loaded))
-            if final:
-                for found in rows:
-                    yield found
-            else:
-                best = heapq.nsmallest(limit, [*best, *rows], key=self._place(field))
-            if len(raw) < size:
-                break
-            offset += size
-        for found in best:
-            yield found
+        def place(row_id: str, row: Row) -> Place | None:
+            return row_id.encode() if all(exact_text(getattr(row, f)) == text for f, text in texts.items()) else None
 
-    async def _prefix_in(self, keys: ViewKeys, field: str, start: str, size: int) -> AsyncGenerator[Found[Row], None]:
-        first, last = b"[" + start.encode(), b"(" + start.encode() + b"\xff"
-        async for page in self._lex_pages(keys.sorted_by(field), first, last, size):
-            row_ids = [member.rpartition(b"\x00")[2].decode() for member in page]
-            for found in await self._load(keys, row_ids):
-                value = getattr(found[1], field)
-                if value is not None and prefix_text(value).startswith(start):
-                    yield found
+        query = Query(
+            question=question,
+            read=self._member_reader(names, b""),
+            start=_member_place(question, after),
+            place=place,
+            order=lambda row_id, row: row_id.encode(),
+            mark=lambda row_id, row: (row_id,),
+        )
+        return await self._page(query, await self._partition_keys(), limit)
 
-    async def _lex_pages(
-        self, name: str, first: bytes, last: bytes, size: int = PAGE
-    ) -> AsyncGenerator[list[bytes], None]:
-        while page := await self._ask("ZRANGE", name, first, last, "BYLEX", "LIMIT", 0, size):
-            yield page
-            if len(page) < size:
-                return
-            first = b"(" + page[-1]
+    def _member_reader(self, names: Sequence[str], begin: bytes) -> Read:
+        """Reads indexes whose members begin so and end with the row id."""
+        last = b"(" + begin + LAST_MEMBER if begin else b"+"
+
+        async def read(partition: int, place: Place | None, count: int) -> list[Spot]:
+            first = b"[" + begin if place is None else b"(" + place
+            ask = ("ZRANGE", names[partition], first if begin or place else b"-", last, "BYLEX", "LIMIT", 0, count)
+            members = await self._ask(*ask)
+            return [Spot(member, member.rpartition(b"\x00")[2].decode(), partition) for member in members]
+
+        return read
+
+    def _score_reader(self, parts: Sequence[ViewKeys], field: str, last: float) -> Read:
+        async def read(partition: int, place: Place | None, count: int) -> list[Spot]:
+            name, behind = parts[partition].sorted_by(field), place or (-math.inf, b"")
+            found = await self._persist(lambda: seek(self._redis(), name, behind, last, count))
+            return [Spot((at, member), member.decode(), partition) for at, member in found]
+
+        return read
+
+    async def _page(self, query: Query, parts: Sequence[ViewKeys], limit: int) -> Page[Row]:
+        async def load(partition: int, row_ids: Sequence[str]) -> list[Found[Row]]:
+            return await self._load(parts[partition], row_ids)
+
+        return await Pager(query, len(parts), check_limit(query.question, limit), load).page()
+
+    def _question(self, verb: str, *values: str) -> Question:
+        return Question(self._topic, self._view, verb, values)
 
     async def _load(self, keys: ViewKeys, row_ids: Sequence[str]) -> list[Found[Row]]:
         """The rows that exist, in the order of `row_ids`."""
@@ -232,19 +253,6 @@ class ViewReader(Generic[Row]):
                     rows.append((row_id, self._codec.decode(fields, f"row {keys.row(row_id)}")))
         return rows
 
-    def _inside(self, field: str, bounds: tuple[Any, ...], rows: Iterable[Found[Row]]) -> Iterable[Found[Row]]:
-        low, high = bounds
-        for found in rows:
-            value = order_key(getattr(found[1], field))
-            if value is not None and (low is None or low <= value) and (high is None or value <= high):
-                yield found
-
-    def _place(self, field: str) -> Callable[[Found[Row]], Any]:
-        return lambda found: (order_key(getattr(found[1], field)), _bytes(found[0]))
-
-    def _in_order(self, field: str, rows: Iterable[Found[Row]]) -> list[Found[Row]]:
-        return sorted(rows, key=self._place(field))
-
     async def _ask(self, *command: Any) -> Any:
         return await self._persist(lambda: self._redis().execute(*command))
 
@@ -256,23 +264,22 @@ class ViewReader(Generic[Row]):
             raise translate(error, redis.settings.url) from error
 
 
-async def _take(found: AsyncGenerator[Found[Row], None], limit: int) -> list[Found[Row]]:
-    taken: dict[str, Found[Row]] = {}
-    async with aclosing(found):
-        async for one in found:
-            if len(taken) >= limit:
-                break
-            taken.setdefault(one[0], one)  # a row may move while we page
-    return list(taken.values())
+def _member_place(question: Question, after: str | None) -> bytes | None:
+    if after is None:
+        return None
+    place = read_cursor(question, after)
+    if len(place) != 1:
+        raise malformed(question)
+    return place[0].encode()
 
 
-def _page_size(limit: int) -> int:
-    return max(2, min(PAGE, limit + 1))
-
-
-def _equal(value: Any, wanted: Any) -> bool:
-    return exact_text(value) == exact_text(wanted)
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode()
+def _value_place(question: Question, codec: FieldCodec, place: Sequence[str]) -> tuple[Any, bytes]:
+    """Value and row id of a cursor between values."""
+    try:
+        raw, row_id = place
+        value = codec.canonical(codec.decode(raw.encode()))
+    except (ValueError, SchemaError, RecursionError) as error:
+        raise malformed(question) from error
+    if value is None:
+        raise malformed(question)
+    return value, row_id.encode()

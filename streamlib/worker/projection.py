@@ -12,7 +12,7 @@ from streamlib.errors import DeclarationError
 from streamlib.event import Event, event_type
 from streamlib.keys import Keys, check_name
 from streamlib.message import Position, entry_order
-from streamlib.read_model import Index
+from streamlib.read_model import DEFAULT_LIMIT, Index, Page
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.indexes import Indexes
 from streamlib.redisio.read_model import ViewReader
@@ -92,17 +92,30 @@ class Projection(Generic[Row]):
         """The rows of these ids in the same order, None where there is none."""
         return await self._reader.many([str(row_id) for row_id in row_ids])
 
-    async def find(self, **exact: Any) -> list[Row]:
-        """All rows whose fields have these values (each needs an Exact index), ordered by row id."""
-        return await self._reader.find(**exact)
+    async def rows(self, *, limit: int = DEFAULT_LIMIT, after: str | None = None) -> Page[Row]:
+        """All rows, a page of at most `limit` at a time, ordered by row id.
 
-    async def between(self, field: str, low: Any, high: Any, *, limit: int = 100) -> list[Row]:
-        """Rows with low <= field <= high (None: open end), by value, then row id. Needs an Ordered index."""
-        return await self._reader.between(field, low, high, limit=limit)
+        `after` is the `cursor` of the page before; the cursor of the last page is None. This holds for every question
+        that takes them: its pages, put together, have each row that did not change meanwhile exactly once, in order.
+        A row that changed may come twice, each time as it was then, or not at all where it moved back.
+        """
+        return await self._reader.rows(limit, after)
 
-    async def prefix(self, field: str, text: str, *, limit: int = 100) -> list[Row]:
-        """Rows whose field starts with `text`, whatever its case, in its order. Needs a Prefix index."""
-        return await self._reader.prefix(field, text, limit=limit)
+    async def find(self, *, limit: int = DEFAULT_LIMIT, after: str | None = None, **exact: Any) -> Page[Row]:
+        """Rows whose fields have these values (each needs an Exact index), ordered by row id. Pages: see `rows`."""
+        return await self._reader.find(exact, limit, after)
+
+    async def between(
+        self, field: str, low: Any, high: Any, *, limit: int = DEFAULT_LIMIT, after: str | None = None
+    ) -> Page[Row]:
+        """Rows with low <= field <= high (None: open end), by value, then row id. Needs an Ordered index.
+        Pages: see `rows`."""
+        return await self._reader.between(field, low, high, limit, after)
+
+    async def prefix(self, field: str, text: str, *, limit: int = DEFAULT_LIMIT, after: str | None = None) -> Page[Row]:
+        """Rows whose field starts with `text`, whatever its case, in its order. Needs a Prefix index.
+        Pages: see `rows`."""
+        return await self._reader.prefix(field, text, limit, after)
 
     async def count(self, **exact: Any) -> int:
         """How many rows have these values (each needs an Exact index); without any, how many there are."""
@@ -111,10 +124,15 @@ class Projection(Generic[Row]):
     async def wait_for(self, position: Position, timeout: float) -> None:
         """Wait until the view contains the event at `position`: read your own write. `timeout` is in seconds.
 
-        Raises TimeoutError, and ValueError for a position of another topic.
+        Raises TimeoutError, and ValueError for a position of another topic or of a delayed event.
         """
         if position.topic != self.topic.name or not 0 <= position.partition < self.topic.partitions:
             raise ValueError(f"projection {self.name!r} reads topic {self.topic.name!r}, not {position}")
+        if not position.entry_id:
+            raise ValueError(
+                f"projection {self.name!r}: {position} is of a delayed event, which has no place in the stream yet; "
+                "wait for what it changes instead"
+            )
         deadline, pause_s = time.monotonic() + timeout, 0.002
         while True:
             reached = await self._reader.checkpoint(position.partition)

@@ -20,7 +20,7 @@ class Ledger(Struct, frozen=True):
 
     published: frozenset[str]
     undelivered: frozenset[str]
-    """Still ahead of the group in the stream."""
+    """Still ahead of the group in the stream, or delayed and not yet in it."""
     pending: frozenset[str]
     """Delivered from the stream and not acknowledged."""
     retrying: frozenset[str]
@@ -96,11 +96,12 @@ def _partition_ledger(client: redis.Redis, stream: str, group: str, ids: list[st
         tx.zrange(f"{tag}:retry:{group}", 0, -1)
         tx.xrange(f"{tag}:again:{group}")
         tx.xrange(f"{tag}:dead:{group}")
+        tx.zrange(f"{tag}:later", 0, -1)
         if ids:
             tx.mget([f"{tag}:idem:{group}:{event_id}" for event_id in ids])
         replies: list[Any] = tx.execute(raise_on_error=False)
-    entries, groups, pending, retry, again, dead, *marks = replies
-    for reply in (entries, retry, again, dead, *marks):
+    entries, groups, pending, retry, again, dead, later, *marks = replies
+    for reply in (entries, retry, again, dead, later, *marks):
         if isinstance(reply, Exception):
             raise reply
     event_ids = {entry_id: _event_id(entry_id, fields) for entry_id, fields in entries}
@@ -108,7 +109,8 @@ def _partition_ledger(client: redis.Redis, stream: str, group: str, ids: list[st
     delivered = _last_delivered(stream, group, groups) if entries else (0, 0)
     return Ledger(
         published=frozenset(ids),
-        undelivered=frozenset(name for entry, name in event_ids.items() if _order(entry) > delivered),
+        undelivered=frozenset(name for entry, name in event_ids.items() if _order(entry) > delivered)
+        | frozenset(_text(member) for member in later),
         pending=frozenset(event_ids[row["message_id"]] for row in _rows(pending) if row["message_id"] in event_ids),
         retrying=frozenset(_text(member) for member in retry) | _ids_of(again),
         dead=_ids_of(dead),
@@ -179,14 +181,17 @@ KEY_RULES = (
     _rule(rf"{_TAG}:(suspect|owner|keys):{_NAME}", "hash"),
     _rule(rf"{_TAG}:producers", "hash"),
     _rule(rf"{_TAG}:dedup:.+", "string", expires=True),
+    _rule(rf"{_TAG}:later", "zset"),
+    _rule(rf"{_TAG}:laterbody", "hash"),
     _rule(rf"{_TAG}:view:{_NAME}:\d+(:row:.+)?", "hash"),
-    _rule(rf"{_TAG}:view:{_NAME}:\d+:by:.+", "zset"),
+    _rule(rf"{_TAG}:view:{_NAME}:\d+:(by:.+|rows)", "zset"),
     _rule(rf"{_TAG}:agg:.+", "list"),
     _rule(rf"{_TAG}:snap:.+", "string"),
     _rule(rf"{_TAG}:cmd:.+", "string", expires=True),
     _rule(rf"{_REGISTRY}topics", "hash"),
     _rule(rf"{_REGISTRY}views", "hash"),
     _rule(rf"{_REGISTRY}group:{_NAME}:{_NAME}", "hash"),
+    _rule(rf"{_REGISTRY}limit:{_NAME}:{_NAME}", "hash", expires=True),
     _rule(rf"{_REGISTRY}workers", "zset|hash"),
 )
 
@@ -235,4 +240,6 @@ def _why_stray(client: redis.Redis, key: str, type_: str) -> str:
         return "a done or claimed idempotency key must have a time to live"
     if "}:retrybody:" in key and not client.exists(key.replace("}:retrybody:", "}:retry:", 1)):
         return "bodies of retries that do not exist"
+    if key.endswith("}:laterbody") and not client.exists(key.removesuffix("body")):
+        return "bodies of delayed events that do not exist"
     return ""
