@@ -82,7 +82,7 @@ class BlockingApp(Generic[A]):
             raise StreamlibError("the blocking app was closed while this call was under way") from error
 
     def publish(self, topic: Publishes, event: Event, **options: Any) -> Position:
-        """Store an event and return where it lies; options and errors as for the topic's own `publish`."""
+        """Store an event and return where it lies; options (`id`, `delay`, ...) and errors as for the topic's own."""
         return self.call(topic.publish(event, **options))
 
     def publish_many(self, topic: Publishes, events: Sequence[Event]) -> list[Position | PublishError]:

@@ -10,7 +10,10 @@ from msgspec import Struct, field
 
 
 class Position(Struct, frozen=True, order=True):
-    """Where an event is stored: topic, partition number and the id of its stream entry ("ms-seq")."""
+    """Where an event is stored: topic, partition number and the id of its stream entry ("ms-seq").
+
+    The entry id is "" for a delayed event: it gets one when it enters the stream.
+    """
 
     topic: str
     partition: int

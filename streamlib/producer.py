@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from streamlib.errors import PublishError
 from streamlib.event import Event
 from streamlib.message import Message, Position
+from streamlib.redisio.later import delay_ms
 from streamlib.redisio.publisher import Publisher
 from streamlib.topic import TopicSpec
 
@@ -33,13 +34,22 @@ class Topic:
         traceparent: str | None = None,
         headers: Mapping[str, str] | None = None,
         time_ms: int | None = None,
+        delay: float = 0,
     ) -> Position:
         """Store an event and return where it lies. Publishes awaited at the same time share a round trip.
 
         `id` is the event's id if the producer brings one (else a UUIDv7), `time_ms` when it happened (else when
-        it was stored). Raises TopicFull, PayloadTooLarge, NotConfirmed, IdempotencyConflict, PublishError,
+        it was stored).
+
+        With a `delay` in seconds, at most ten years, the event enters the stream for all groups that much later by the
+        server's clock, never sooner, moved there by any worker of an app with this topic. It is stored at once all
+        the same, counts for limits.topic_len, and the position has the entry id "". An id that waits already is a
+        copy: the first keeps its time.
+
+        Raises TopicFull, PayloadTooLarge, NotConfirmed, IdempotencyConflict, PublishError,
         RedisUnavailable.
         """
+        wait_ms = delay_ms(delay)
         message = self.spec.message(
             event,
             event_id=id,
@@ -50,7 +60,7 @@ class Topic:
             headers=dict(headers or {}),
             time_ms=time_ms,
         )
-        return await self._publisher().publish(self.spec, message)
+        return await self._publisher().publish(self.spec, message, delay_ms=wait_ms)
 
     async def publish_many(self, events: Sequence[Event]) -> list[Position | PublishError]:
         """Store events in batches of one round trip each: for each, in order, its position or its error."""

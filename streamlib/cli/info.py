@@ -23,7 +23,7 @@ _COLUMNS = ("group", "kind", "lag", "pending", "retrying", "dead", "consumers", 
 def command(given: Given, topic: str | None, as_json: bool) -> None:
     """Show topics and their groups, or one TOPIC: what waits, what is under way, what died.
 
-    lag counts events never delivered to the group, pending those delivered and not finished, retrying those
+    delayed counts events that are not due yet, lag events never delivered to the group, pending those delivered and not finished, retrying those
     that come again, dead its dead letters; oldest_seconds is the age of the oldest one not finished.
     """
     settings = given.settings()
@@ -38,9 +38,9 @@ def command(given: Given, topic: str | None, as_json: bool) -> None:
         return
     rows: list[list[object]] = []
     for one in topics:
-        about = [one["topic"], one["partitions"], one["length"]]
+        about = [one["topic"], one["partitions"], one["length"], one["delayed"]]
         rows += [[*about, *(group[name] for name in _COLUMNS)] for group in one["groups"]]
         if not one["groups"]:
             rows.append([*about, *(None for _ in _COLUMNS)])
-    columns = ("topic", "partitions", "length", *_COLUMNS)
+    columns = ("topic", "partitions", "length", "delayed", *_COLUMNS)
     print_table(columns, rows, empty="no topics yet: an app declares them when it is loaded (run, publish)")

@@ -20,6 +20,7 @@ from streamlib.cli.session import translated
 from streamlib.errors import NotFound, PublishError, RedisError, StreamlibError, UnknownType
 from streamlib.event import Event, event_type, event_version
 from streamlib.message import Message
+from streamlib.redisio.later import delay_ms
 from streamlib.redisio.publisher import Sent
 from streamlib.topic import TopicSpec
 
@@ -39,6 +40,7 @@ class Line(Struct, frozen=True, forbid_unknown_fields=True):
     id: str | None = None
     key: str | None = None
     version: int | None = None
+    delay: float = 0
 
 
 class Tally:
@@ -68,8 +70,8 @@ class Tally:
 def command(given: Given, app_path: str, topic_name: str, file: BinaryIO, strict: bool, as_json: bool) -> None:
     """Publish the events in FILE (or standard input, -) into TOPIC of APP, given as module:attribute.
 
-    Each line is {"type": ..., "data": {...}} with, if wanted, "id", "key" and "version". A line that fails is
-    named on stderr and the rest goes on; the exit code is 6 then. Lines with an id may be sent again safely
+    Each line is {"type": ..., "data": {...}} with, if wanted, "id", "key", "version" and "delay" (seconds). A
+    line that fails is named on stderr and the rest goes on; the exit code is 6 then. Lines with an id may be sent again safely
     into topics with a dedup window.
     """
     settings = given.settings()
@@ -107,16 +109,17 @@ def _publish(app: App, topic: TopicSpec, file: BinaryIO, tally: Tally, *, strict
         run(app.open())
         try:
             for batch in _batches(file):
-                messages: list[tuple[int, Message]] = []
+                messages: list[tuple[int, Message, int]] = []
                 for number, text in batch:
                     try:
-                        messages.append((number, _message(topic, text)))
+                        messages.append((number, *_message(topic, text)))
                     except (PublishError, _BadLine) as error:
                         tally.fail(number, error)
                         if strict:
                             break
-                results = run(app.publisher.send(topic, [message for _, message in messages]))
-                _count([number for number, _ in messages], results, tally)
+                delays_ms = [delay for _, _, delay in messages]
+                results = run(app.publisher.send(topic, [message for _, message, _ in messages], delays_ms=delays_ms))
+                _count([number for number, _, _ in messages], results, tally)
                 tally.last_line = batch[-1][0]
                 advance(len(batch))
                 if strict and tally.failed:
@@ -129,14 +132,14 @@ class _BadLine(Exception):
     """A line that is no event of the topic."""
 
 
-def _message(topic: TopicSpec, text: bytes) -> Message:
-    """The line's event in its envelope. Raises _BadLine and PublishError."""
+def _message(topic: TopicSpec, text: bytes) -> tuple[Message, int]:
+    """The line's event in its envelope, and its delay in ms. Raises _BadLine and PublishError."""
     try:
         line = msgspec.json.decode(text, type=Line)
         event = msgspec.json.decode(line.data, type=_class_of(topic, line))
     except (msgspec.DecodeError, UnknownType, UnicodeDecodeError, RecursionError) as error:
         raise _BadLine(str(error)) from error
-    return topic.message(event, event_id=line.id, key=line.key)
+    return topic.message(event, event_id=line.id, key=line.key), delay_ms(line.delay)
 
 
 def _class_of(topic: TopicSpec, line: Line) -> type[Event]:

@@ -67,7 +67,7 @@ class TopicInfo(Struct, frozen=True, kw_only=True):
     topic: str
     partitions: int
     length: int
-    delayed: int
+    delayed: int = 0
     groups: list[GroupInfo]
     partition: int | None = None
 
@@ -175,6 +175,7 @@ class _Partition:
         stream = await _stream(self._redis, self._names.stream)
         delayed = await self._redis.execute("ZCARD", self._names.later())
         shares = {group: await self._share(stream, group, kind, now_ms) for group, kind in kinds.items()}
+        return stream.length, delayed, shares
 
     async def _share(self, stream: _Stream, group: str, kind: str, now_ms: int) -> _Share:
         share = _Share(dead=await self._redis.execute("XLEN", self._names.dead(group)))

@@ -24,6 +24,7 @@ from streamlib.keys import Keys
 from streamlib.message import Position
 from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
 from streamlib.redisio.durability import DurableLane
+from streamlib.redisio.later import pack
 from streamlib.redisio.scripts import Arg, Script
 from streamlib.topic import TopicSpec
 
@@ -78,6 +79,7 @@ class Waiting(Struct, frozen=True, eq=False):
     fields: Fields
     digest: bytes
     since: float
+    delay_ms: int = 0
 
     @property
     def size(self) -> int:
@@ -194,14 +196,16 @@ class Line:
 
     def _script_input(self, batch: list[Waiting]) -> tuple[list[str], list[Arg]]:
         window_ms = int(self._topic.dedup_window_s * 1000)
-        keys = [self._keys.stream, self._keys.producers()]
+        keys = [self._keys.stream, self._keys.producers(), self._keys.later(), self._keys.later_body()]
         args: list[Arg] = [self._producer, self._sequence, self._topic_len, window_ms, len(batch)]
         for waiting in batch:
             if window_ms:
                 keys.append(self._keys.dedup(waiting.event_id))
                 args.append(waiting.digest)
-            args.append(len(waiting.fields))
-            args += waiting.fields
+            if waiting.delay_ms:
+                args += (waiting.delay_ms, 2, waiting.event_id, pack(waiting.fields))
+            else:
+                args += (0, len(waiting.fields), *waiting.fields)
         return keys, args
 
     def _give_up_older_than(self, started: float, error: StreamlibError) -> None:
@@ -215,20 +219,23 @@ class Line:
         stream, what = self._keys.stream, f"{waiting.type} {waiting.event_id}"
         if word == "F":
             return TopicFull(
-                f"{what} was not stored: {stream} holds limits.topic_len = {self._topic_len} entries; let "
+                f"{what} was not stored: {stream} holds limits.topic_len = {self._topic_len} entries, delayed "
+                "ones included; let "
                 "its groups catch up and retention trim it, or raise limits.topic_len"
             )
         if word[0] == "#":
             return IdempotencyConflict(
-                f"{what}: {stream} has {word[1:]} with this event id and another content; nothing was stored"
+                f"{what}: {stream} has {_place(word[1:])} with this event id and another content; nothing was stored"
             )
         if word[0] == "!":
             return PublishError(f"{what}: {stream} refused it: {word[1:].replace('_', ' ')}")
         duplicate = word[0] == "="
         entry_id = word[1:] if duplicate else word
+        if entry_id[0] == "@":  # it waits; what its entry is going to be called nobody knows yet
+            entry_id = ""
         if missing:
             return NotConfirmed(
-                f"{what} is stored as {stream} {entry_id} on the primary, but durability="
+                f"{what} is stored as {stream} {entry_id or '(delayed)'} on the primary, but durability="
                 f"{self._topic.durability!r} was not reached: {missing}; publishing it again under its id is "
                 "safe"
             )
@@ -263,6 +270,10 @@ def _copy(error: StreamlibError) -> StreamlibError:
     copy = type(error)(*error.args)
     copy.__cause__ = error.__cause__
     return copy
+
+
+def _place(word: str) -> str:
+    return "a delayed event" if word[0] == "@" else word
 
 
 def _name(outcome: Outcome) -> str:

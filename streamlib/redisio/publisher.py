@@ -44,24 +44,26 @@ class Publisher:
         self._orders: set[asyncio.Future[None]] = set()
         self._closed = False
 
-    async def send(self, topic: TopicSpec, messages: Sequence[Message]) -> list[Sent | PublishError]:
-        """Store messages; for each, in order, what became of it.
+    async def send(
+        self, topic: TopicSpec, messages: Sequence[Message], *, delays_ms: Sequence[int] = ()
+    ) -> list[Sent | PublishError]:
+        """Store messages; for each, in order, what became of it. `delays_ms`, if given, has one number for each.
 
         An error stands for its own message only. Where the outcome is unknown, because Redis did not answer
         for `redis.retry_s`, the error's `__cause__` is the RedisError; publishing again under the same event
         id is safe.
         """
-        outcomes = await self._store(topic, messages)
+        outcomes = await self._store(topic, messages, delays_ms)
         return [found if isinstance(found, Sent | PublishError) else _in_list(found) for found in outcomes]
 
-    async def publish(self, topic: TopicSpec, message: Message) -> Position:
+    async def publish(self, topic: TopicSpec, message: Message, *, delay_ms: int = 0) -> Position:
         """Store one message and return where it lies (for a copy: where the first one lies).
 
         Raises TopicFull, PayloadTooLarge, NotConfirmed, IdempotencyConflict, PublishError, and RedisError
         when Redis refused it or did not answer for `redis.retry_s` (then the outcome is unknown). Cancelled
         before its batch left, the message is not stored; after that the outcome is unknown.
         """
-        (outcome,) = await self._store(topic, (message,))
+        (outcome,) = await self._store(topic, (message,), (delay_ms,))
         if isinstance(outcome, Sent):
             return outcome.position
         raise outcome
@@ -78,7 +80,9 @@ class Publisher:
         for line in self._lines.values():
             await line.close()
 
-    async def _store(self, topic: TopicSpec, messages: Sequence[Message]) -> list[Outcome]:
+    async def _store(
+        self, topic: TopicSpec, messages: Sequence[Message], delays_ms: Sequence[int] = ()
+    ) -> list[Outcome]:
         if self._closed:
             raise StreamlibError(f"topic {topic.name!r}: the publisher is closed; publish while the app is open")
         if not messages:
@@ -89,7 +93,7 @@ class Publisher:
         try:
             for start in range(0, len(messages), BATCH_EVENTS):
                 for index in range(start, min(start + BATCH_EVENTS, len(messages))):
-                    self._accept(topic, messages[index], order, index)
+                    self._accept(topic, messages[index], order, index, delays_ms[index] if delays_ms else 0)
                 # Lets the first batch leave while the next is being encoded.
                 await asyncio.sleep(0)
             await order.done
@@ -98,7 +102,7 @@ class Publisher:
             raise
         return order.outcomes()
 
-    def _accept(self, topic: TopicSpec, message: Message, order: Order, index: int) -> None:
+    def _accept(self, topic: TopicSpec, message: Message, order: Order, index: int, delay_ms: int) -> None:
         try:
             fields = _entry(topic, message, self._limits)
         except PublishError as error:
@@ -107,7 +111,7 @@ class Publisher:
             self._observe(topic.name, outcome, 1, 0.0)
             return
         digest = _digest(message) if topic.dedup_window_s else b""
-        waiting = Waiting(order, index, message.id, message.type, fields, digest, time.monotonic())
+        waiting = Waiting(order, index, message.id, message.type, fields, digest, time.monotonic(), delay_ms)
         self._line(topic, topic.partition_of(message)).add(waiting)
 
     def _line(self, topic: TopicSpec, partition: int) -> Line:

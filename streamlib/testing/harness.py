@@ -23,6 +23,7 @@ from streamlib.read_model import ReadModel
 from streamlib.redisio.again import unpack
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.dead_letter import parse_dead_letter
+from streamlib.redisio.later import promote_later
 from streamlib.redisio.retries import promote
 from streamlib.redisio.view_state import live_generation
 from streamlib.settings import Settings
@@ -99,7 +100,8 @@ class Harness:
     async def drain(self, timeout: float = 10.0) -> None:
         """Run a worker until its groups have nothing left, then stop it.
 
-        Retries do not wait for their delay. Parked events stay where they are. Each drain is a worker of its own,
+        Retries do not wait for their delay. Parked events stay where they are, and so do delayed ones that are not
+        due (see `release_delayed`). Each drain is a worker of its own,
         so the app's lifespan begins and ends with it. Raises AssertionError after `timeout` seconds, naming what
         is left, and whatever ends the worker.
         """
@@ -114,6 +116,17 @@ class Harness:
         await self._look()
         if left:
             raise AssertionError(f"not drained within {timeout:g} s: {'; '.join(left)}")
+
+    async def release_delayed(self) -> int:
+        """Let every delayed event (`publish(..., delay=)`) enter its stream now; how many did."""
+        released = 0
+        for topic in self.app.topics.values():
+            for stream in self._streams(topic.spec):
+                waiting: list[bytes] = await self._door.execute("ZRANGE", stream.later(), 0, -1)
+                for event_id in waiting:
+                    await self._door.execute("ZADD", stream.later(), "XX", 0, event_id)
+                    released += (await promote_later(self._door, stream)).count
+        return released
 
     async def rows(self, view: Projection[R]) -> list[R]:
         """All rows of a view, ordered by row id."""

@@ -6,10 +6,13 @@ import logging
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from streamlib.errors import Reject
 from streamlib.event import Event
 from streamlib.message import Message, entry_time_ms
 from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.later import delay_ms
 from streamlib.topic import TopicSpec
 
 logger = logging.getLogger("streamlib.handler")
@@ -28,6 +31,15 @@ class HasSpec(Protocol):
 
     @property
     def spec(self) -> TopicSpec: ...
+
+
+class Emitted(Struct, frozen=True):
+    """An event that a run wants published."""
+
+    topic: TopicSpec
+    event: Event
+    key: str | None
+    delay_ms: int
 
 
 class Context:
@@ -53,12 +65,13 @@ class Context:
         self.correlation_id = message.correlation_id or message.id
         self.idempotency_key = f"{topic.name}:{group}:{message.id}"
         self.state = state
-        self.emitted: list[tuple[TopicSpec, Event, str | None]] = []
+        self.emitted: list[Emitted] = []
 
-    def publish(self, topic: HasSpec, event: Event, *, key: str | None = None) -> None:
+    def publish(self, topic: HasSpec, event: Event, *, key: str | None = None, delay: float = 0) -> None:
         """Emit an event. It is published when this run succeeds and not at all when it fails; a repeat of the run
-        emits it under the same id, so it stays one event."""
-        self.emitted.append((topic.spec, event, key))
+        emits it under the same id, so it stays one event. `delay` is in seconds, as for a topic's own `publish`.
+        Raises PublishError for a delay that is none."""
+        self.emitted.append(Emitted(topic.spec, event, key, delay_ms(delay)))
 
     @property
     def log(self) -> EventLogger:

@@ -144,27 +144,31 @@ class Executor:
         return result
 
     async def _emit(self, context: Context) -> list[Fields]:
-        """Publish what goes elsewhere; the fields of what joins this very stream are settled with the ack.
+        """Publish what goes elsewhere, or later; the fields of what joins this very stream are settled with the ack.
 
         Ids derive from (event id, group, n): a repeat of this run emits the same events, not more.
         """
         here: list[Fields] = []
-        elsewhere: dict[str, tuple[TopicSpec, list[Message]]] = {}
-        for n, (topic, event, key) in enumerate(context.emitted):
+        elsewhere: dict[str, tuple[TopicSpec, list[Message], list[int]]] = {}
+        for n, one in enumerate(context.emitted):
+            topic = one.topic
             event_id = str(uuid.uuid5(_EMITTED, f"{context.event_id}\0{self._group.group}\0{n}"))
             message = topic.message(
-                event,
+                one.event,
                 event_id=event_id,
-                key=key,
+                key=one.key,
                 correlation_id=context.correlation_id,
                 causation_id=context.event_id,
             )
-            if topic.name == self._topic.name and topic.partition_of(message) == context.partition:
+            same = topic.name == self._topic.name and topic.partition_of(message) == context.partition
+            if same and not one.delay_ms:
                 here.append(self._publisher.encode(topic, message))
             else:
-                elsewhere.setdefault(topic.name, (topic, []))[1].append(message)
-        for topic, messages in elsewhere.values():
-            for sent in await self._publisher.send(topic, messages):
+                _, messages, delays_ms = elsewhere.setdefault(topic.name, (topic, [], []))
+                messages.append(message)
+                delays_ms.append(one.delay_ms)
+        for topic, messages, delays_ms in elsewhere.values():
+            for sent in await self._publisher.send(topic, messages, delays_ms=delays_ms):
                 if isinstance(sent, PublishError):
                     raise sent
         return here

@@ -1,0 +1,42 @@
+"""Delayed events: how they are packed while they wait, and the move of those that are due into the stream."""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import Struct
+
+from streamlib.codec import Fields
+from streamlib.errors import PublishError
+from streamlib.keys import StreamKeys
+from streamlib.redisio.scripts import Executes, Script
+
+_promote_later = Script("promote_later")
+BATCH = 100
+MAX_DELAY_S = 10 * 365 * 86_400.0
+
+
+class Moved(Struct, frozen=True):
+    """What one move did: events moved, ms until the next is due (0: now, -1: none waits), ids that it could not move."""
+
+    count: int
+    next_ms: int
+    refused: list[str]
+
+
+def delay_ms(delay: float) -> int:
+    """A delay in seconds as whole ms, rounded up; 0 for none. Raises PublishError."""
+    if not isinstance(delay, int | float) or isinstance(delay, bool) or not 0 <= delay <= MAX_DELAY_S:
+        raise PublishError(f"delay={delay!r}: seconds from 0 (at once) to {MAX_DELAY_S:.0f} (ten years) are allowed")
+    return math.ceil(delay * 1000)
+
+
+def pack(fields: Fields) -> bytes:
+    """The fields as one text that the script can take apart: "<length>:<bytes>" of each name and value."""
+    return b"".join(b"%d:%b" % (len(part), part) for part in fields)
+
+
+async def promote_later(redis: Executes, keys: StreamKeys) -> Moved:
+    """Move due events of one partition into its stream, at most BATCH. Safe to send twice."""
+    count, next_ms, *refused = await _promote_later.run(redis, [keys.stream, keys.later(), keys.later_body()], [BATCH])
+    return Moved(count, next_ms, [event_id.decode(errors="surrogateescape") for event_id in refused])
