@@ -282,6 +282,7 @@ class App:
                 metrics=self.metrics,
                 groups=[spec for spec in self.groups.values() if spec.group in chosen],
                 projections=[view for name, view in self.projections.items() if name in chosen],
+                topics=[topic.spec for topic in self.topics.values()],
                 lifespan=self._state,
             )
         )
