@@ -21,6 +21,7 @@ from streamlib.read_model import Index, ReadModel
 from streamlib.redisio import registry, server
 from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
 from streamlib.redisio.durability import check_durability
+from streamlib.redisio.limits import read_limits
 from streamlib.redisio.publisher import Publisher
 from streamlib.retry import Retry
 from streamlib.settings import Settings, load_settings
@@ -95,12 +96,17 @@ class App:
         timeout: float = 900.0,
         ordering: str = "none",
         concurrency: int | None = None,
+        rate: str | None = None,
+        group_concurrency: int | None = None,
         rerun: str = "ok",
     ) -> Callable[[F], F]:
         """Declare a handler of a consumer group: `(event: E | F, ctx)`, or `(events: list[E], ctx)` for batches.
 
         The annotation says which events it gets; types that no handler of the group takes are skipped. `timeout` is in
         seconds, for one run. `concurrency` bounds the runs at once in one process (default worker.concurrency).
+        `rate` ("100/s", or per m, h, d) and `group_concurrency` bound the group over all its workers: events started
+        per time, evenly spread and retries included, and events in handlers at once. All handlers of a group declare
+        the same.
         `rerun="never"` sends an event whose run failed or crashed to the dead letters. Raises DeclarationError.
         The group's name is state: renamed, it starts anew at the first event.
         """
@@ -109,7 +115,12 @@ class App:
 
         def declare(function: F) -> F:
             spec = read_handler(
-                function, retry=retry or Retry(), timeout_s=timeout, concurrency=concurrency, rerun=rerun
+                function,
+                retry=retry or Retry(),
+                timeout_s=timeout,
+                concurrency=concurrency,
+                rerun=rerun,
+                limits=read_limits(f"group {group!r}", rate, group_concurrency),
             )
             self._check_group_name(topic, group, self.projections)
             known = self.groups.get((topic.name, group)) or GroupSpec(topic.spec, group)

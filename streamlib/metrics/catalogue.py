@@ -28,6 +28,7 @@ class Metric(Struct, frozen=True):
 
 
 DELIVERIES = ("new", "reclaimed", "retry")
+OWNERSHIP_CHANGES = ("taken", "released", "lost")
 OUTCOMES = ("ok", "retry", "dead", "skipped", "duplicate", "released")
 
 _GROUP = ("topic", "group")
@@ -52,6 +53,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("dead_letters", "counter", "Events given up.", (*_GROUP, "handler", "reason")),
     Metric("retries_scheduled", "counter", "Events that will run again later.", _GROUP),
     Metric("duplicates_suppressed", "counter", "Copies acknowledged without a run.", _GROUP),
+    Metric(
+        "throttled_seconds",
+        "counter",
+        "Time in which this process could have started events and the group's limit gave it no permit.",
+        _GROUP,
+    ),
     Metric("lease_lost", "counter", "Events taken over while this process still had them.", _GROUP),
     Metric("stream_lost", "counter", "Times the stream or its group had vanished from Redis.", _GROUP),
     Metric("ack_errors", "counter", "Settlements that Redis did not take.", _GROUP),
@@ -71,6 +78,13 @@ METRICS: tuple[Metric, ...] = (
         _COMMAND_S,
     ),
     Metric("event_loop_lag_seconds", "histogram", "How late the event loop ran a due timer.", (), _LAG_S),
+    Metric(
+        "ownership_changes",
+        "counter",
+        "Partitions of ordered groups and projections that this process took, released or lost to another.",
+        (*_GROUP, "change"),
+    ),
+    Metric("partitions_owned", "gauge", "Partitions that this process owns.", _GROUP),
     Metric("inflight_events", "gauge", "Events claimed by this process and not settled.", _GROUP),
     Metric("concurrency_limit", "gauge", "Events this process may run at once."),
     Metric("worker_ready", "gauge", "1 while this process can claim work."),

@@ -13,7 +13,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from streamlib.metrics.backlog import BacklogGauges
-from streamlib.metrics.catalogue import DELIVERIES, METRICS, OUTCOMES, PREFIX, Metric
+from streamlib.metrics.catalogue import DELIVERIES, METRICS, OUTCOMES, OWNERSHIP_CHANGES, PREFIX, Metric
 
 MAX_ERROR_TYPES = 50
 MAX_WORDS = 16
@@ -159,11 +159,15 @@ class GroupMetrics:
         self._retries = made.counters["retries_scheduled"].labels(topic, group)
         self._duplicates = made.counters["duplicates_suppressed"].labels(topic, group)
         self._lease_lost = made.counters["lease_lost"].labels(topic, group)
+        self._throttled = made.counters["throttled_seconds"].labels(topic, group)
         self._stream_lost = made.counters["stream_lost"].labels(topic, group)
         self._ack_errors = made.counters["ack_errors"].labels(topic, group)
         self._queue_wait = made.histograms["queue_wait_seconds"].labels(topic, group)
         self._end_to_end = made.histograms["end_to_end_latency_seconds"].labels(topic, group)
         self._attempts = made.histograms["delivery_attempts"].labels(topic, group)
+        changes = made.counters["ownership_changes"]
+        self._ownership = {name: changes.labels(topic, group, name) for name in OWNERSHIP_CHANGES}
+        self._owned = made.gauges["partitions_owned"].labels(topic, group)
         self._inflight = made.gauges["inflight_events"].labels(topic, group)
         self._last_poll = made.gauges["last_poll_timestamp_seconds"].labels(topic, group)
 
@@ -197,6 +201,10 @@ class GroupMetrics:
     def duplicate(self, n: int) -> None:
         self._duplicates.inc(n)
 
+    def throttled(self, seconds: float) -> None:
+        """Events were ready to start for so long, and the group's limit let none."""
+        self._throttled.inc(seconds)
+
     def lease_lost(self, n: int) -> None:
         self._lease_lost.inc(n)
 
@@ -220,6 +228,11 @@ class GroupMetrics:
 
     def inflight(self, n: int) -> None:
         self._inflight.set(n)
+
+    def ownership_changed(self, change: str, by: int) -> None:
+        """One partition was taken (`by` 1), released or lost (-1), else KeyError."""
+        self._ownership[change].inc()
+        self._owned.inc(by)
 
     def polled(self) -> None:
         """Redis answered a read of this group just now."""

@@ -17,7 +17,7 @@ MAX_DELAY_S = 10 * 365 * 86_400.0
 
 
 class Moved(Struct, frozen=True):
-    """What one move did: events moved, ms until the next is due (0: now, -1: none waits), ids that it could not move."""
+    """Events moved, ms until the next is due (0: now, -1: none waits), and the ids of those that cannot be moved."""
 
     count: int
     next_ms: int

@@ -5,51 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-from msgspec import Struct, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 from streamlib.errors import UnknownType
 from streamlib.event import Event
 from streamlib.message import entry_time_ms
-from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.claims import Claimed, Verdict, claim
-from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.reader import Received
 from streamlib.redisio.settler import ack, give_back
-from streamlib.settings import WorkerSettings
 from streamlib.topic import TopicSpec
+from streamlib.worker.claiming import Claiming
 from streamlib.worker.decoding import Decoding
-from streamlib.worker.handlers import GroupSpec
+from streamlib.worker.inbox import Inbox
 from streamlib.worker.inflight import InFlight, Key
 from streamlib.worker.lanes import Lanes
-from streamlib.worker.pausing import Gate
-from streamlib.worker.settling import Settling
-from streamlib.worker.work import Ended, Group, Work
+from streamlib.worker.limiter import AHEAD_S
+from streamlib.worker.parts import Parts
+from streamlib.worker.work import Ended, Work
 
 logger = logging.getLogger(__name__)
 _CLAIM_BATCH = 500
 _CANCEL_GRACE_S = 2.0
 _SUSPECT_POLL_S = 0.002
 
-
-class Parts(Struct, frozen=True, kw_only=True):
-    """What a consumer is built from."""
-
-    spec: GroupSpec
-    group: Group
-    door: RedisDoor
-    settings: WorkerSettings
-    payload_bytes: int
-    inflight: InFlight
-    settling: Settling
-    metrics: GroupMetrics
-    on_error: Callable[[str, Exception], None]
-    live_types: Callable[[], Awaitable[frozenset[str]]]
-    gate: Gate = field(default_factory=Gate)
+Choice = tuple[Received, Lanes | None]
+"""An entry on its way, with the lanes that its event needs, if it needs any."""
 
 
 class Consumer:
@@ -66,8 +49,9 @@ class Consumer:
         self._by_class: Mapping[type[Event], Lanes] = {
             cls: lanes for lanes in self._lanes for cls in lanes.handler.events
         }
-        self._inbox: deque[Received] = deque()
-        self._inbox_bytes = 0
+        self._inbox = Inbox()
+        self._claiming = Claiming(self._claim_ended)
+        self._strangers: list[Received] = []
         self._waiting: set[Key] = set()
         self._suspects: asyncio.Queue[tuple[Received, Lanes, float]] = asyncio.Queue()
         self._busy: dict[asyncio.TimerHandle, Received] = {}
@@ -76,6 +60,8 @@ class Consumer:
         self._elsewhere: frozenset[str] = frozenset()
         self._stopping = False
         self._closed = False
+        self._limiter = parts.limiter
+        self._limiter.on_more = self._wake_up
         parts.gate.on_change(self._paused_or_resumed)
 
     @property
@@ -96,14 +82,22 @@ class Consumer:
         """
         third_s = self._parts.settings.lease_ms / 3000
         startable = sum(lanes.limit + lanes.startable(third_s) for lanes in self._lanes)
-        entries = min(self._parts.settings.batch, startable) - len(self._inbox)
-        waiting_bytes = self._inbox_bytes + sum(lanes.waiting_bytes for lanes in self._lanes)
-        return max(entries, 0), max(self._parts.settings.prefetch_bytes - waiting_bytes, 0)
+        if self._limiter.active:
+            startable = self._limiter.ahead(startable, sum(lanes.limit for lanes in self._lanes), third_s)
+        most = min(self._parts.settings.batch, startable), self._parts.settings.prefetch_bytes
+        entries, waiting_bytes = self._inbox.weight(self._claiming.slow, most)
+        waiting_bytes += sum(lanes.waiting_bytes for lanes in self._lanes)
+        return max(most[0] - entries - len(self._strangers), 0), max(most[1] - waiting_bytes, 0)
+
+    def answers(self, partition: int) -> bool:
+        """Whether claims of this partition are answered: what is read of one that is slow would only pile up."""
+        return partition not in self._claiming.slow
 
     @property
     def room_to_reclaim(self) -> int:
         """How many entries may be taken over from others, however full the inbox is of new ones."""
-        taken_over = sum(one.delivery.how == "reclaimed" for one in self._inbox)
+        slow = self._claiming.slow
+        taken_over = sum(one.delivery.how == "reclaimed" and one.delivery.partition not in slow for one in self._inbox)
         return max(self._parts.settings.batch // 5, 1) - taken_over
 
     async def wait_for_room(self) -> None:
@@ -119,11 +113,7 @@ class Consumer:
             if key in self._waiting or key in self._parts.inflight:
                 continue  # handed to us again (our own reclaim, a restored pending list) while we still have it
             self._waiting.add(key)
-            if one.delivery.how == "reclaimed":
-                self._inbox.appendleft(one)  # it has waited for a lease already
-            else:
-                self._inbox.append(one)
-            self._inbox_bytes += one.delivery.size
+            self._inbox.add(one)
             taken[one.delivery.how] += 1
         for how, number in taken.items():
             self._parts.metrics.received(how, number)
@@ -132,70 +122,108 @@ class Consumer:
     def _wake_up(self) -> None:
         self._wake.set()
 
+    def _claim_ended(self) -> None:
+        if self._parts.gate.closed:  # while we claimed
+            self._paused_or_resumed()
+        self._lane_free()
+
     def _lane_free(self) -> None:
         self._room.set()
         self._wake.set()
 
     async def run(self) -> None:
-        """Admit what comes in, until `stop_admitting`."""
-        while not self._stopping:
-            self._wake.clear()
-            if not await self.run_once():
-                await self._wake.wait()
+        """Admit what comes in, until `stop_admitting`; then let the claims under way end."""
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                if not self.run_once():
+                    await self._wake.wait()
+        finally:
+            await self._claiming.finish()
 
-    async def run_once(self) -> int:
-        """Admit what there is room for; the number of entries that left the inbox. Raises a lane's bug."""
+    def run_once(self) -> int:
+        """Start to admit what there is room for; the number of entries that left the inbox. Raises a lane's bug."""
+        self._claiming.raise_bug()
         for lanes in self._lanes:
             lanes.raise_bug()
         chosen = [] if self._parts.gate.closed else self._choose()
         if chosen:
             self._room.set()
-            await self._admit(chosen)
-            if self._parts.gate.closed:  # while we claimed
-                self._paused_or_resumed()
+            self._admit(chosen)
         self._parts.metrics.inflight(sum(lanes.held for lanes in self._lanes))
         return len(chosen)
 
     # -- admission ----------------------------------------------------------------------------------------------
 
-    def _choose(self) -> list[tuple[Received, Lanes | None]]:
-        """What may leave the inbox now: all that needs no lane, and per handler as many as it has room for."""
-        room = {lanes: lanes.room for lanes in self._lanes}
-        chosen: list[tuple[Received, Lanes | None]] = []
-        kept: deque[Received] = deque()
-        for received in self._inbox:
+    def _choose(self) -> list[Choice]:
+        """What may leave the inbox now: all that needs no lane, and per handler as many as it has room for.
+
+        In a group with a limit only what has a permit, and can start this moment.
+        """
+        limiter, claiming, started, throttled = self._limiter, self._claiming, 0, 0
+        permits = limiter.available
+        room = {lanes: (lanes.free if limiter.active else lanes.room) - claiming.taken(lanes) for lanes in self._lanes}
+        chosen: list[Choice] = []
+
+        def wanted(received: Received) -> bool:
+            nonlocal started, throttled
             lanes = self._lanes_of(received)
             if lanes is not None:
                 if room[lanes] <= 0:
-                    kept.append(received)
-                    continue
+                    return False
                 room[lanes] -= 1
+                if started >= permits:
+                    throttled += 1
+                    return False
+                started += 1
             chosen.append((received, lanes))
-            self._inbox_bytes -= received.delivery.size
-        self._inbox = kept
+            return True
+
+        self._inbox.take(wanted, claiming.partitions)
+        if limiter.active:
+            limiter.take(started)
+            limiter.want(throttled, min(len(self._inbox), sum(lanes.startable(AHEAD_S) for lanes in self._lanes)))
         return chosen
 
     def _lanes_of(self, received: Received) -> Lanes | None:
         cls = self._decoding.class_of(received)
         return self._by_class.get(cls) if isinstance(cls, type) else None
 
-    async def _admit(self, chosen: list[tuple[Received, Lanes | None]]) -> None:
-        to_claim: dict[int, list[tuple[Received, Lanes | None]]] = {}
-        if any(lanes is None and received.message is not None for received, lanes in chosen):
-            # Asked after these entries were read: whoever handles a type has said so before anybody published it.
-            self._elsewhere = await self._parts.live_types() - self._parts.spec.type_names
+    def _admit(self, chosen: list[Choice]) -> None:
+        """Claim, each partition by itself; about types that nobody handles here, others are asked first."""
+        to_claim: dict[int, list[Choice]] = {}
+        asking = bool(self._strangers)
         for received, lanes in chosen:
-            if lanes is None and self._may_skip(received):
-                self._leave(received)
-                self._parts.settling.put(Ended(ack(received.delivery), "skipped"))
+            if lanes is None and received.message is not None:
+                self._strangers.append(received)
             else:
                 to_claim.setdefault(received.delivery.partition, []).append((received, lanes))
-        chunks = [
-            of_one[start : start + _CLAIM_BATCH]
-            for of_one in to_claim.values()
-            for start in range(0, len(of_one), _CLAIM_BATCH)
-        ]
-        await asyncio.gather(*(self._claim_chunk(chunk) for chunk in chunks))
+        for partition, of_one in to_claim.items():
+            taken = Counter(lanes for _, lanes in of_one if lanes is not None)
+            self._claiming.start(partition, taken, self._claim_all(of_one))
+        if self._strangers and not asking:
+            self._claiming.beside(self._admit_strangers())
+
+    async def _admit_strangers(self) -> None:
+        while self._strangers:
+            received = list(self._strangers)
+            # Asked after these entries were read: whoever handles a type has said so before anybody published it.
+            self._elsewhere = await self._parts.live_types() - self._parts.spec.type_names
+            del self._strangers[: len(received)]
+            to_claim: dict[int, list[Choice]] = {}
+            for one in received:
+                if self._may_skip(one):
+                    self._leave(one)
+                    self._parts.settling.put(Ended(ack(one.delivery), "skipped"))
+                else:
+                    to_claim.setdefault(one.delivery.partition, []).append((one, None))
+            for of_one in to_claim.values():
+                self._claiming.beside(self._claim_all(of_one))
+            self._room.set()
+
+    async def _claim_all(self, chosen: list[Choice]) -> None:
+        chunks = [chosen[start : start + _CLAIM_BATCH] for start in range(0, len(chosen), _CLAIM_BATCH)]
+        await asyncio.gather(*map(self._claim_chunk, chunks))
 
     def _may_skip(self, received: Received) -> bool:
         """A type that this group does not handle, neither here nor in a newer or older worker that is live."""
@@ -205,7 +233,7 @@ class Consumer:
             return False
         return self._topic.unknown == "skip" or not isinstance(self._decoding.class_of(received), UnknownType)
 
-    async def _claim_chunk(self, chunk: list[tuple[Received, Lanes | None]]) -> None:
+    async def _claim_chunk(self, chunk: list[Choice]) -> None:
         claimed = await self._claim([received.delivery for received, _ in chunk])
         for (received, lanes), answer in zip(chunk, claimed, strict=True):
             self._sort(received, lanes, answer)
@@ -227,6 +255,8 @@ class Consumer:
     def _sort(self, received: Received, lanes: Lanes | None, answer: Claimed) -> None:
         """What follows from the answer to a claim."""
         delivery = received.delivery
+        if lanes is not None and answer.verdict is not Verdict.RUN:
+            self._limiter.unused(1)
         if answer.verdict in (Verdict.DUPLICATE, Verdict.RUN):
             self._leave(received)
         if answer.verdict is Verdict.DUPLICATE:
@@ -251,6 +281,7 @@ class Consumer:
         if isinstance(event, Ended):
             self._hold(delivery, _ignore)
             self._parts.settling.put(event)
+            self._limiter.unused(1)
             return
         work = Work(delivery, message, event, lanes.handler)
         self._hold(delivery, lambda: lanes.discard(work))
@@ -271,8 +302,7 @@ class Consumer:
         def again() -> None:
             self._busy.pop(handle, None)
             if not self._stopping:
-                self._inbox.append(received)
-                self._inbox_bytes += received.delivery.size
+                self._inbox.add(received)
                 self._wake_up()
 
         handle = asyncio.get_running_loop().call_later(left_ms / 1000 + 0.005, again)
@@ -290,6 +320,7 @@ class Consumer:
             received, lanes, confirm_at = await self._suspects.get()
             await self._parts.gate.wait_open()
             await asyncio.sleep(max(confirm_at - time.monotonic(), 0.0))
+            await self._limiter.take_one()  # before the lock: a group that waits for a permit keeps no other waiting
             async with one_at_a_time:
                 await self.run_suspect(received, lanes)
 
@@ -310,13 +341,16 @@ class Consumer:
             self._bury_held(received, Failure.of("outcome_unknown", error), handler.name)
         else:
             logger.warning("suspect_runs_alone", extra={"event_id": delivery.event_id, "workers_died": answer.number})
-            self._start(received, self._lanes_of(received))
+            started = self._lanes_of(received)
+            self._start(received, started)
+            self._limiter.unused(1 if started is None else 0)
         key = InFlight.key(delivery, self._group.group)
         while key in self._parts.inflight:  # noqa: ASYNC110 - rare, and no event tells one claim's end from another's
             await asyncio.sleep(_SUSPECT_POLL_S)
 
     def _bury_held(self, received: Received, failure: Failure, handler: str) -> None:
         self._hold(received.delivery, _ignore)
+        self._limiter.unused(1)
         self._parts.settling.put(self._decoding.bury(received, failure, handler))
 
     # -- pause ----------------------------------------------------------------------------------------------------
@@ -324,6 +358,7 @@ class Consumer:
     def _paused_or_resumed(self) -> None:
         """What is claimed and did not start goes back, its attempt unspent; what is only read stays here, untouched."""
         if self._parts.gate.closed:
+            self._limiter.want(0)
             for lanes in self._lanes:
                 self._hand_back(lanes.take_back())
         self._wake_up()
@@ -331,6 +366,7 @@ class Consumer:
     # -- endings --------------------------------------------------------------------------------------------------
 
     def _work_ended(self, work: Work, ended: Ended | None) -> None:
+        self._limiter.ended(1)
         if self._closed:  # it ended after the drain had: nobody settles any more, its claim runs out
             self._parts.inflight.remove(work.delivery, self._group.group)
         elif ended is not None:
@@ -343,6 +379,7 @@ class Consumer:
     def stop_admitting(self) -> None:
         """Claim and start nothing more; `run` ends after the claim that is under way."""
         self._stopping = True
+        self._limiter.want(0)
         self._hand_back_unstarted()
         self._room.set()
         self._wake_up()
@@ -352,9 +389,9 @@ class Consumer:
         for handle in self._busy:
             handle.cancel()
         self._busy.clear()
-        for received in self._inbox:
+        for received in [*self._inbox.drain(), *self._strangers]:
             self._parts.settling.put(Ended(give_back(received.delivery, claimed=False), "released"))
-        self._inbox.clear()
+        self._strangers.clear()
         self._hand_back_unstarted()
 
     def _hand_back_unstarted(self) -> None:
@@ -362,6 +399,7 @@ class Consumer:
             self._hand_back(lanes.stop())
 
     def _hand_back(self, unstarted: Sequence[Work]) -> None:
+        self._limiter.unused(len(unstarted))
         for work in unstarted:
             self._parts.settling.put(Ended(give_back(work.delivery, claimed=True), "released"))
 

@@ -12,6 +12,7 @@ from msgspec import Struct
 from streamlib.errors import DeclarationError
 from streamlib.event import Event, event_type
 from streamlib.keys import check_name
+from streamlib.redisio.limits import Limits
 from streamlib.retry import Retry
 from streamlib.topic import TopicSpec
 
@@ -32,6 +33,7 @@ class HandlerSpec(Struct, frozen=True, kw_only=True, eq=False):
     timeout_s: float = 900.0
     concurrency: int | None = None
     rerun: Literal["ok", "never"] = "ok"
+    limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0:
@@ -53,6 +55,11 @@ class GroupSpec(Struct, frozen=True, eq=False):
         check_name("group", self.group)
 
     @property
+    def limits(self) -> Limits:
+        """What all workers of the group together may do; every handler says the same."""
+        return self.handlers[0].limits if self.handlers else Limits()
+
+    @property
     def type_names(self) -> frozenset[str]:
         return frozenset(event_type(cls) for handler in self.handlers for cls in handler.events)
 
@@ -72,6 +79,12 @@ class GroupSpec(Struct, frozen=True, eq=False):
                 raise DeclarationError(
                     f"handler {handler.name}: topic {self.topic.name!r} does not declare {cls.__name__}"
                 )
+        if self.handlers and handler.limits != self.limits:
+            raise DeclarationError(
+                f"group {self.group!r} of topic {self.topic.name!r}: handler {handler.name} declares another rate= or "
+                f"group_concurrency= than {self.handlers[0].name}; they belong to the group: declare the "
+                "same for both, or give one of them another group"
+            )
         return GroupSpec(self.topic, self.group, (*self.handlers, handler))
 
 

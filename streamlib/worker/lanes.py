@@ -62,6 +62,12 @@ class Lanes:
         return len(self._ready) + self.running
 
     @property
+    def free(self) -> int:
+        """How many more could start this moment."""
+        idle = self._concurrency - len(self._running)
+        return max(idle * self._batch - len(self._ready), 0) if not self._stopping else 0
+
+    @property
     def room(self) -> int:
         """How many more may be claimed."""
         limit, waiting = self.limit, len(self._ready)

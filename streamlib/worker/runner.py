@@ -31,7 +31,7 @@ from streamlib.worker.loops import end, repeat
 from streamlib.worker.pausing import Pauses
 from streamlib.worker.projection import Projection
 from streamlib.worker.projector import Projector
-from streamlib.worker.renewer import Renewer
+from streamlib.worker.renewer import Renewal, Renewer
 from streamlib.worker.unit import GroupUnit, Shared
 
 logger = logging.getLogger(__name__)
@@ -133,12 +133,18 @@ class Worker:
             window_ms=int(self._parts.settings.idempotency.window_s * 1000),
             loop=asyncio.get_running_loop(),
             on_error=self._on_error,
+            owned=self._renewals,
         )
         renewer.start()
         try:
             yield renewer
         finally:
             await asyncio.to_thread(renewer.close)
+
+    def _renewals(self) -> list[Renewal]:
+        """What the renewal thread keeps beside the claims."""
+        limiters = [(f"limit of {unit.spec.group}", unit.limiter) for unit in self._units]
+        return [(name, limiter.keep) for name, limiter in limiters if limiter.active]
 
     async def _work(
         self,

@@ -18,13 +18,15 @@ from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
 from streamlib.redisio.publisher import Publisher
 from streamlib.redisio.reader import Reader
 from streamlib.settings import Settings
-from streamlib.worker.consumer import Consumer, Parts
+from streamlib.worker.consumer import Consumer
 from streamlib.worker.executor import Executor
 from streamlib.worker.fetcher import Fetcher
 from streamlib.worker.handlers import GroupSpec, HandlerSpec
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.lanes import Lanes
+from streamlib.worker.limiter import Limiter
 from streamlib.worker.loops import end, repeat
+from streamlib.worker.parts import Parts
 from streamlib.worker.pausing import Pauses
 from streamlib.worker.promoter import Promoter
 from streamlib.worker.reclaimer import Reclaimer
@@ -74,6 +76,14 @@ class GroupUnit:
         self._settling = Settling(shared.door, group, shared.inflight, self._metrics, on_error=shared.on_error)
         self._executor = Executor(topic, group, shared.publisher, shared.state, shared.threads, random.Random())
         self._gate = shared.pauses.gate(topic.name, spec.group)
+        self.limiter = Limiter(
+            shared.door,
+            shared.keys.limit(topic.name, spec.group),
+            spec.limits,
+            worker_id=shared.worker_id,
+            lease_ms=settings.worker.lease_ms,
+            metrics=self._metrics,
+        )
         self.consumer = Consumer(self._parts(group), self._lanes_for)
         reader = Reader(self.partitions, spec.group, shared.consumer, topic.codec)
         self._fetcher = Fetcher(shared.door, reader, self.consumer, settings.worker, self._metrics)
@@ -82,6 +92,7 @@ class GroupUnit:
         self._fetching: list[asyncio.Task[None]] = []
         self._admitting: list[asyncio.Task[None]] = []
         self._settling_task: list[asyncio.Task[None]] = []
+        self._limiting: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[None]] = []
 
     def _parts(self, group: Group) -> Parts:
@@ -97,6 +108,7 @@ class GroupUnit:
             metrics=self._metrics,
             on_error=shared.on_error,
             live_types=self._live_types,
+            limiter=self.limiter,
             gate=self._gate,
         )
 
@@ -133,7 +145,9 @@ class GroupUnit:
             spawn(self._loop("reclaimer", self._gate.gated(self._reclaimer.run_once)), name=f"reclaimer {name}"),
             spawn(self._loop("promoter", self._promoter.run_once), name=f"promoter {name}"),
         ]
-        return [*self._fetching, *self._admitting, *self._settling_task, *self._background]
+        if self.limiter.active:
+            self._limiting = [spawn(self._loop("limiter", self.limiter.run_once), name=f"limiter {name}")]
+        return [*self._fetching, *self._admitting, *self._settling_task, *self._background, *self._limiting]
 
     def _loop(
         self, name: str, step: Callable[[], Awaitable[float]], stopping: Callable[[], bool] = bool
@@ -173,6 +187,8 @@ class GroupUnit:
         except TimeoutError:
             clean = False
         self.consumer.close()
+        await end(self._limiting)
+        await self.limiter.close()
         clean &= await end(self._settling_task)
         await self._leave()
         await self._fetcher.close()
