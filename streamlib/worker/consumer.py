@@ -7,12 +7,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from streamlib.errors import UnknownType
 from streamlib.event import Event
 from streamlib.message import entry_time_ms
 from streamlib.redisio.claims import Claimed, Verdict, claim
-from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.reader import Received
 from streamlib.redisio.settler import ack, give_back
@@ -24,12 +24,12 @@ from streamlib.worker.inflight import InFlight, Key
 from streamlib.worker.lanes import Lanes
 from streamlib.worker.limiter import AHEAD_S
 from streamlib.worker.parts import Parts
+from streamlib.worker.suspects import Steps, Suspects
 from streamlib.worker.work import Ended, Work
 
 logger = logging.getLogger(__name__)
 _CLAIM_BATCH = 500
 _CANCEL_GRACE_S = 2.0
-_SUSPECT_POLL_S = 0.002
 
 Choice = tuple[Received, Lanes | None]
 """An entry on its way, with the lanes that its event needs, if it needs any."""
@@ -53,7 +53,7 @@ class Consumer:
         self._claiming = Claiming(self._claim_ended)
         self._strangers: list[Received] = []
         self._waiting: set[Key] = set()
-        self._suspects: asyncio.Queue[tuple[Received, Lanes, float]] = asyncio.Queue()
+        self.suspects = Suspects(parts, self._steps())
         self._busy: dict[asyncio.TimerHandle, Received] = {}
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -234,23 +234,21 @@ class Consumer:
         return self._topic.unknown == "skip" or not isinstance(self._decoding.class_of(received), UnknownType)
 
     async def _claim_chunk(self, chunk: list[Choice]) -> None:
-        claimed = await self._claim([received.delivery for received, _ in chunk])
+        once = partial(self._claim, [received.delivery for received, _ in chunk])
+        claimed = await self._parts.door.persist(once, give_up_s=None, on_error=self._parts.on_error)
         for (received, lanes), answer in zip(chunk, claimed, strict=True):
             self._sort(received, lanes, answer)
 
-    async def _claim(self, deliveries: list[Delivery], *, take_suspects: bool = False) -> list[Claimed]:
-        async def once() -> list[Claimed]:
-            return await claim(
-                self._parts.door,
-                deliveries,
-                group=self._group.group,
-                worker_id=self._group.worker_id,
-                lease_ms=self._parts.settings.lease_ms,
-                window_ms=self._group.window_ms,
-                take_suspects=take_suspects,
-            )
-
-        return await self._parts.door.persist(once, give_up_s=None, on_error=self._parts.on_error)
+    async def _claim(self, deliveries: Sequence[Delivery], *, take_suspects: bool = False) -> list[Claimed]:
+        return await claim(
+            self._parts.door,
+            deliveries,
+            group=self._group.group,
+            worker_id=self._group.worker_id,
+            lease_ms=self._parts.settings.lease_ms,
+            window_ms=self._group.window_ms,
+            take_suspects=take_suspects,
+        )
 
     def _sort(self, received: Received, lanes: Lanes | None, answer: Claimed) -> None:
         """What follows from the answer to a claim."""
@@ -266,21 +264,18 @@ class Consumer:
         elif answer.verdict is Verdict.SUSPECT:
             if lanes is None:
                 lanes = self._lanes[0]
-            confirm_at = time.monotonic() + self._parts.settings.lease_ms / 3000
-            self._suspects.put_nowait((received, lanes, confirm_at))
+            self.suspects.put(received, lanes)
         else:
             self._start(received, lanes)
 
     def _start(self, received: Received, lanes: Lanes | None) -> None:
         delivery, message = received.delivery, received.message
         if lanes is None or message is None:
-            self._hold(delivery, _ignore)
-            self._parts.settling.put(self._decoding.unreadable(received, self._elsewhere))
+            self._hold_to_settle(delivery, self._decoding.unreadable(received, self._elsewhere))
             return
         event = self._decoding.decode(received, lanes.handler.name)
         if isinstance(event, Ended):
-            self._hold(delivery, _ignore)
-            self._parts.settling.put(event)
+            self._hold_to_settle(delivery, event)
             self._limiter.unused(1)
             return
         work = Work(delivery, message, event, lanes.handler)
@@ -288,6 +283,21 @@ class Consumer:
         if delivery.how == "new":
             self._parts.metrics.queue_wait(time.time() - entry_time_ms(delivery.origin_id) / 1000)
         lanes.put(work)
+
+    def _steps(self) -> Steps:
+        return Steps(
+            claim=partial(self._claim, take_suspects=True),
+            sort=self._sort,
+            leave=self._leave,
+            start=self._start,
+            settle=self._hold_to_settle,
+            lanes_of=self._lanes_of,
+            bury=self._decoding.bury,
+        )
+
+    def _hold_to_settle(self, delivery: Delivery, ended: Ended) -> None:
+        self._hold(delivery, _ignore)
+        self._parts.settling.put(ended)
 
     def _leave(self, received: Received) -> None:
         """It waits no longer: it is in flight, or about to be settled."""
@@ -307,51 +317,6 @@ class Consumer:
 
         handle = asyncio.get_running_loop().call_later(left_ms / 1000 + 0.005, again)
         self._busy[handle] = received
-
-    # -- suspects -------------------------------------------------------------------------------------------------
-
-    async def run_suspects(self, one_at_a_time: asyncio.Lock) -> None:
-        """Events whose worker died while it held them: one at a time in this process, beside normal work.
-
-        A claim that has run out is looked at again after a third of the lease, more than a renewal period: while a
-        server hangs everybody's leases run out at once, and the living renew theirs when it wakes.
-        """
-        while True:
-            received, lanes, confirm_at = await self._suspects.get()
-            await self._parts.gate.wait_open()
-            await asyncio.sleep(max(confirm_at - time.monotonic(), 0.0))
-            await self._limiter.take_one()  # before the lock: a group that waits for a permit keeps no other waiting
-            async with one_at_a_time:
-                await self.run_suspect(received, lanes)
-
-    async def run_suspect(self, received: Received, lanes: Lanes) -> None:
-        answer = (await self._claim([received.delivery], take_suspects=True))[0]
-        if answer.verdict is not Verdict.RUN:
-            self._sort(received, lanes, answer)
-            return
-        self._leave(received)
-        delivery, handler = received.delivery, lanes.handler
-        limit = self._parts.settings.crash_limit
-        error: Exception | None = None
-        if answer.number >= limit:
-            error = RuntimeError(f"{answer.number} workers died while they held this event (crash_limit {limit})")
-            self._bury_held(received, Failure.of("crash", error), handler.name)
-        elif answer.number and handler.rerun == "never" and self._lanes_of(received) is not None:
-            error = RuntimeError("its worker died while it ran, and its handler must not run twice")
-            self._bury_held(received, Failure.of("outcome_unknown", error), handler.name)
-        else:
-            logger.warning("suspect_runs_alone", extra={"event_id": delivery.event_id, "workers_died": answer.number})
-            started = self._lanes_of(received)
-            self._start(received, started)
-            self._limiter.unused(1 if started is None else 0)
-        key = InFlight.key(delivery, self._group.group)
-        while key in self._parts.inflight:  # noqa: ASYNC110 - rare, and no event tells one claim's end from another's
-            await asyncio.sleep(_SUSPECT_POLL_S)
-
-    def _bury_held(self, received: Received, failure: Failure, handler: str) -> None:
-        self._hold(received.delivery, _ignore)
-        self._limiter.unused(1)
-        self._parts.settling.put(self._decoding.bury(received, failure, handler))
 
     # -- pause ----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from streamlib.keys import StreamKeys
@@ -11,7 +10,6 @@ from streamlib.redisio.retries import promote
 
 _IDLE_S = 0.5
 _SOONEST_S = 0.005
-_AT_ONCE = 16
 
 
 class Promoter:
@@ -22,11 +20,7 @@ class Promoter:
         self._partitions = partitions
         self._group = group
 
-    async def run_once(self) -> float:
-        """Promote what is due now; seconds until something may be due again."""
-        waits_s = [_IDLE_S]
-        for start in range(0, len(self._partitions), _AT_ONCE):
-            some = self._partitions[start : start + _AT_ONCE]
-            answers = await asyncio.gather(*(promote(self._door, keys, self._group) for keys in some))
-            waits_s += [max(next_ms / 1000, _SOONEST_S) for _, next_ms in answers if next_ms >= 0]
-        return min(waits_s)
+    async def run_once(self, number: int) -> float:
+        """Promote what is due now in one partition; seconds until something may be due again."""
+        _, next_ms = await promote(self._door, self._partitions[number], self._group)
+        return min(max(next_ms / 1000, _SOONEST_S), _IDLE_S) if next_ms >= 0 else _IDLE_S

@@ -1,4 +1,7 @@
-"""Settles outcomes as they come: while one script is under way the next outcomes gather, and go together."""
+"""Settles outcomes as they come: while one script is under way the next outcomes gather, and go together.
+
+Each partition has a queue of its own: one that does not answer holds up its own outcomes only.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
+from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.settler import Settlement, settle
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.work import Ended, Group
@@ -17,6 +22,16 @@ logger = logging.getLogger(__name__)
 _MAX_BATCH = 500
 _REFUSED_AGAIN_S = 5.0
 _MAX_BYTES = 4 * 1024 * 1024
+
+
+class _Queue:
+    """The outcomes of one partition."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Ended] = []
+        self.sending: list[Ended] = []
+        self.task: asyncio.Task[None] | None = None
+        self.failing = False
 
 
 class Settling:
@@ -36,15 +51,28 @@ class Settling:
         self._inflight = inflight
         self._metrics = metrics
         self._on_error = on_error
-        self._waiting: list[Ended] = []
+        self._queues: dict[int, _Queue] = {}
+        self._bug: BaseException | None = None
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
 
     def put(self, ended: Ended) -> None:
-        self._waiting.append(ended)
-        self._empty.clear()
-        self._wake.set()
+        partition = ended.settlement.delivery.partition
+        queue = self._queues.get(partition)
+        if queue is None:
+            queue = self._queues[partition] = _Queue()
+        queue.waiting.append(ended)
+        if queue.task is None:
+            self._empty.clear()
+            self._wake.set()
+
+    def stuck(self, delivery: Delivery) -> bool:
+        """Whether this delivery's outcome waits for a partition that refuses or does not answer."""
+        queue = self._queues.get(delivery.partition)
+        if queue is None or not queue.failing:
+            return False
+        return any(ended.settlement.delivery is delivery for ended in (*queue.sending, *queue.waiting))
 
     async def flush(self) -> None:
         """Wait until everything put so far is settled."""
@@ -52,20 +80,39 @@ class Settling:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            await self.run_once()
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                self.run_once()
+        finally:
+            if tasks := {queue.task for queue in self._queues.values() if queue.task is not None}:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
 
-    async def run_once(self) -> None:
-        """Settle what waits now: a script per partition, side by side."""
-        waiting, self._waiting = self._waiting, []
-        by_partition: dict[int, list[Ended]] = {}
-        for ended in waiting:
-            by_partition.setdefault(ended.settlement.delivery.partition, []).append(ended)
-        chunks = [chunk for of_one in by_partition.values() for chunk in _chunks(of_one)]
-        await asyncio.gather(*(self._settle(chunk) for chunk in chunks))
-        if not self._waiting:
+    def run_once(self) -> None:
+        """Start to settle where outcomes wait and nothing is under way. Raises a bug of ours."""
+        if self._bug is not None:
+            raise self._bug
+        for queue in self._queues.values():
+            if queue.waiting and queue.task is None:
+                queue.task = asyncio.get_running_loop().create_task(self._settle_all(queue))
+                queue.task.add_done_callback(partial(self._settled_all, queue))
+
+    async def _settle_all(self, queue: _Queue) -> None:
+        while queue.waiting:
+            queue.sending, queue.waiting = queue.waiting, []
+            await asyncio.gather(*(self._settle(chunk) for chunk in _chunks(queue.sending)))
+            queue.sending = []
+
+    def _settled_all(self, queue: _Queue, task: asyncio.Task[None]) -> None:
+        queue.task = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._bug = error
+        if self._bug is not None or queue.waiting:
+            self._wake.set()
+        if not any(queue.waiting or queue.task is not None for queue in self._queues.values()):
             self._empty.set()
 
     async def _settle(self, chunk: list[Ended]) -> None:
@@ -85,6 +132,7 @@ class Settling:
 
     async def _send(self, settlements: list[Settlement]) -> list[bool]:
         tries = 0
+        queue = self._queues[settlements[0].delivery.partition]
 
         async def once() -> list[bool]:
             nonlocal tries
@@ -98,7 +146,13 @@ class Settling:
                 resent=tries > 1,
             )
 
-        return await self._door.persist(once, give_up_s=None, on_error=self._on_error)
+        def failed(kind: str, error: Exception) -> None:
+            queue.failing = True
+            self._on_error(kind, error)
+
+        counts = await self._door.persist(once, give_up_s=None, on_error=failed)
+        queue.failing = False
+        return counts
 
     def _refused(self, ended: Ended, error: Exception) -> None:
         """Redis refuses this one for a reason of its own. It is never acked unrecorded, and never run again for it: the

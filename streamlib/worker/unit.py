@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Executor as Threads
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -141,10 +142,15 @@ class GroupUnit:
         self._admitting = [spawn(self.consumer.run(), name=f"consumer {name}")]
         self._settling_task = [spawn(self._settling.run(), name=f"settling {name}")]
         self._background = [
-            spawn(self.consumer.run_suspects(self._shared.one_suspect), name=f"suspects {name}"),
-            spawn(self._loop("reclaimer", self._gate.gated(self._reclaimer.run_once)), name=f"reclaimer {name}"),
-            spawn(self._loop("promoter", self._promoter.run_once), name=f"promoter {name}"),
+            spawn(self.consumer.suspects.run(self._shared.one_suspect), name=f"suspects {name}"),
         ]
+        for number in range(len(self.partitions)):  # a loop each: a partition out of reach delays no other one
+            reclaim = self._gate.gated(partial(self._reclaimer.run_once, number))
+            promote = partial(self._promoter.run_once, number)
+            self._background += [
+                spawn(self._loop("reclaimer", reclaim), name=f"reclaimer {name} {number}"),
+                spawn(self._loop("promoter", promote), name=f"promoter {name} {number}"),
+            ]
         if self.limiter.active:
             self._limiting = [spawn(self._loop("limiter", self.limiter.run_once), name=f"limiter {name}")]
         return [*self._fetching, *self._admitting, *self._settling_task, *self._background, *self._limiting]
@@ -157,10 +163,16 @@ class GroupUnit:
     async def _heal(self) -> None:
         """The group or its stream is gone: make them again where they were, and say so."""
         shared, topic = self._shared, self.spec.topic
-        for partition in range(topic.partitions):
-            await registry.restore_group(shared.door, shared.keys, topic, self.spec.group, partition)
+        restoring = (
+            registry.restore_group(shared.door, shared.keys, topic, self.spec.group, partition)
+            for partition in range(topic.partitions)
+        )
+        answers = await asyncio.gather(*restoring, return_exceptions=True)  # one out of reach must not stop the others
         await registry.declare_group(shared.door, shared.keys, topic, self.spec.group, "handler", self.spec.type_names)
         self._metrics.stream_lost()
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
 
     def polled_within(self, seconds: float) -> bool:
         """Whether Redis answered a read of this group lately, or we do not want to read."""
