@@ -105,7 +105,7 @@ class App:
         The annotation says which events it gets; types that no handler of the group takes are skipped. `timeout` is in
         seconds, for one run. `concurrency` bounds the runs at once in one process (default worker.concurrency).
         `rate` ("100/s", or per m, h, d) and `group_concurrency` bound the group over all its workers: events started
-        per time, evenly spread and retries included, and events in handlers at once. All handlers of a group declare
+        per time, retries included, evenly spread (in the long run 95 of "100/s", 99.9 of "100/m"), and events in handlers at once. All handlers of a group declare
         the same.
         `rerun="never"` sends an event whose run failed or crashed to the dead letters. Raises DeclarationError.
         The group's name is state: renamed, it starts anew at the first event.

@@ -26,9 +26,10 @@ class Moved(Struct, frozen=True):
 
 def delay_ms(delay: float) -> int:
     """A delay in seconds as whole ms, rounded up; 0 for none. Raises PublishError."""
-    if not isinstance(delay, int | float) or isinstance(delay, bool) or not 0 <= delay <= MAX_DELAY_S:
+    given: object = delay
+    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 <= given <= MAX_DELAY_S:
         raise PublishError(f"delay={delay!r}: seconds from 0 (at once) to {MAX_DELAY_S:.0f} (ten years) are allowed")
-    return math.ceil(delay * 1000)
+    return math.ceil(given * 1000)
 
 
 def pack(fields: Fields) -> bytes:

@@ -15,10 +15,13 @@ _RATE = re.compile(r"([1-9]\d{0,8})\s*/\s*([smhd])")
 _PERIODS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 MAX_AT_ONCE = 1_000_000
 HORIZON_US = 100_000
+LATE_US = 50_000
+"""How late a start may come after its time, by the claim before it: intervals are longer for it, so that starts which
+were late and starts which were not never make more than the rate in one period."""
 
 
 class Rate(Struct, frozen=True):
-    """So many starts in so many seconds, evenly spread."""
+    """At most so many starts in any so many seconds, evenly spread."""
 
     starts: int
     period_s: int
@@ -29,7 +32,7 @@ class Rate(Struct, frozen=True):
 
     @property
     def interval_us(self) -> float:
-        return self.period_s * 1_000_000 / self.starts
+        return (self.period_s * 1_000_000 + LATE_US) / self.starts
 
 
 class Limits(Struct, frozen=True):
@@ -65,7 +68,7 @@ class Request(Struct, frozen=True):
 
 def parse_rate(where: str, text: str) -> Rate:
     """ "100/s", "5/m", "1000/h" or "10/d". Raises DeclarationError."""
-    found = _RATE.fullmatch(text.strip()) if isinstance(text, str) else None
+    found = _RATE.fullmatch(str(text).strip())
     if not found:
         raise DeclarationError(f"{where}: rate={text!r}; write a number and a period, s, m, h or d: rate='100/s'")
     return Rate(int(found[1]), _PERIODS_S[found[2]])

@@ -14,11 +14,13 @@ from streamlib.redisio.limits import HORIZON_US, Grant, Limits, Request, admit, 
 
 UNLIMITED = 1_000_000_000
 AHEAD_S = HORIZON_US / 1_000_000
-_SLICE_S = 0.1
-_LAPSE_S = 0.05
+_TURN_S = 0.1
+"""While others wait, a permit is used again for so long; what then ends makes room for them."""
+_LAPSE_S = 0.03
+"""The rest of limits.LATE_US is for the claim."""
 _TICK_S = 0.002
 _IDLE_S = 1.0
-_SLOWEST_ASK_S = 0.2
+_SLOWEST_ASK_S = 0.05
 
 
 class Limiter:
@@ -49,9 +51,9 @@ class Limiter:
         self._lease_ms = lease_ms
         self._metrics = metrics
         self._busy = 0
-        self._held = 0
+        self._held = self._fresh = 0
         self._slots: deque[float] = deque()
-        self._usable_until = 0.0
+        self._usable_until = self._turn_until = 0.0
         self._want = self._reserved = 0
         self._number = self._empty_asks = self._waiting = 0
         self._asking = self._marked = False
@@ -81,6 +83,7 @@ class Limiter:
         if not self.active or not n:
             return
         self._busy += n
+        self._fresh = max(self._fresh - n, 0)
         for _ in range(n if self._limits.rate else 0):
             self._slots.popleft()
 
@@ -162,8 +165,12 @@ class Limiter:
             due = min(due, self._ask_at)
         if self._limits.concurrency and self._held > 0:
             due = min(due, self._asked_at + self._lease_ms / 4000)
-            if self._held > self._busy:
-                due = min(due, now if self._waiting and not wanted else self._usable_until)
+            idle = self._held - self._busy
+            if idle > 0:
+                turn_ended = now >= self._turn_until and idle > self._fresh
+                if self._waiting and (turn_ended or not wanted):
+                    return now
+                due = min(due, self._usable_until if now >= self._turn_until else self._turn_until)
         return due
 
     async def _ask(self) -> None:
@@ -188,8 +195,10 @@ class Limiter:
         now = time.monotonic()
         self._waiting = grant.waiting
         if self._limits.concurrency:
-            self._held = request.busy + grant.permits
-            self._usable_until = asked_at + _SLICE_S
+            self._held, self._fresh = request.busy + grant.permits, grant.permits
+            self._usable_until = asked_at + _TURN_S
+            if not grant.waiting or (grant.permits and not request.busy):
+                self._turn_until = self._usable_until
         if self._limits.rate:
             interval_s = self._limits.rate.interval_us / 1_000_000
             self._slots.extend(now + grant.first_s + n * interval_s for n in range(grant.slots))
@@ -197,7 +206,7 @@ class Limiter:
         self._empty_asks = self._empty_asks + 1 if self._marked and not grant.permits else 0
         if self._marked:
             asked_s = grant.again_ms / 1000
-            slower_s = min(asked_s * 1.3**self._empty_asks, _SLOWEST_ASK_S)
+            slower_s = min(asked_s * 1.2**self._empty_asks, _SLOWEST_ASK_S)
             self._ask_at = now + max(asked_s, slower_s) * random.uniform(0.9, 1.1)
         else:
             self._ask_at = now
@@ -226,7 +235,8 @@ class Limiter:
             return UNLIMITED
         if self._asking or now >= self._usable_until:
             return 0
-        return max(self._held - self._busy, 0)
+        idle = max(self._held - self._busy, 0)
+        return idle if now < self._turn_until else min(idle, self._fresh)
 
     def _forget_lapsed(self, now: float) -> None:
         while self._slots and self._slots[0] < now - _LAPSE_S:

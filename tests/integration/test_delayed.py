@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ async def test_a_projection_gets_it_too_with_no_handler_about(redis_url: str, cl
         for n in range(9):
             await jobs.publish(Job(n=n, note="é\r\n\0"), delay=0.1)
         for n in range(9):
-            await eventually(lambda n=n: view.get(str(n)))  # type: ignore[misc]
+            await eventually(partial(view.get, str(n)))
         assert await view.get("3") == Row(n=3, note="é\r\n\0")
         assert counted(app, "published_events_total", outcome="stored") == 9
 
@@ -111,7 +112,7 @@ async def test_an_entry_is_the_same_as_without_delay(redis_url: str, client: Any
     app = an_app(settings(redis_url))
     async with app:
         jobs = app.topics["jobs"]
-        about = {"id": "same", "correlation_id": "c", "headers": {"a": "1:2"}, "time_ms": 7}
+        about: dict[str, Any] = {"id": "same", "correlation_id": "c", "headers": {"a": "1:2"}, "time_ms": 7}
         await jobs.publish(Job(n=1, note="12:ä"), **about)
         await jobs.publish(Job(n=1, note="12:ä"), **about, delay=0.001)
         await eventually(lambda: promote(app))
@@ -312,7 +313,11 @@ async def test_a_server_that_comes_back_still_has_them(own_server: Callable[...,
         with server.client() as client:
             assert sorted(stored_ids(client, "jobs")) == sorted(ids)
             for group in "ab":
-                await eventually(lambda group=group: assert_nothing_lost(client, "jobs", group, ids).settled)  # type: ignore[misc]
+                await eventually(partial(_settled, client, group, ids))
+
+
+def _settled(client: Any, group: str, ids: list[str]) -> bool:
+    return assert_nothing_lost(client, "jobs", group, ids).settled
 
 
 def test_only_events_that_are_declared(redis_url: str) -> None:
