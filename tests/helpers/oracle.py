@@ -13,6 +13,8 @@ import redis
 from msgspec import Struct
 
 MANY = 10_000_000
+AnyClient = redis.Redis | redis.RedisCluster
+"""Of one server or of a cluster, in bytes mode with RESP2 shapes."""
 
 
 class Ledger(Struct, frozen=True):
@@ -47,7 +49,7 @@ class Ledger(Struct, frozen=True):
         return ", ".join(f"{len(getattr(self, name))} {name}" for name in sets)
 
 
-def ledger(client: redis.Redis, stream: str | Sequence[str], group: str, published_ids: Iterable[str]) -> Ledger:
+def ledger(client: AnyClient, stream: str | Sequence[str], group: str, published_ids: Iterable[str]) -> Ledger:
     """Account for the published event ids of one group over one partition stream or several.
 
     Each stream is read in one transaction, so the account holds while workers run. `client` must be in bytes
@@ -73,7 +75,7 @@ def ledger(client: redis.Redis, stream: str | Sequence[str], group: str, publish
 
 
 def assert_nothing_lost(
-    client: redis.Redis, stream: str | Sequence[str], group: str, published_ids: Iterable[str]
+    client: AnyClient, stream: str | Sequence[str], group: str, published_ids: Iterable[str]
 ) -> Ledger:
     """Fail when a published event is neither done, pending, retrying, dead nor still to be delivered."""
     account = ledger(client, stream, group, published_ids)
@@ -87,9 +89,9 @@ def assert_nothing_lost(
     return account
 
 
-def _partition_ledger(client: redis.Redis, stream: str, group: str, ids: list[str]) -> Ledger:
+def _partition_ledger(client: AnyClient, stream: str, group: str, ids: list[str]) -> Ledger:
     tag = "{" + stream + "}"
-    with client.pipeline(transaction=True) as tx:
+    with _holder(client, stream).pipeline(transaction=True) as tx:
         tx.xrange(stream)
         tx.xinfo_groups(stream)
         tx.xpending_range(stream, group, min="-", max="+", count=MANY)
@@ -117,6 +119,21 @@ def _partition_ledger(client: redis.Redis, stream: str, group: str, ids: list[st
         done=frozenset(event_id for event_id, state in states.items() if (state or b"").startswith(b"d")),
         marked_dead=frozenset(event_id for event_id, state in states.items() if (state or b"").startswith(b"x")),
     )
+
+
+def _holder(client: AnyClient, key: str) -> redis.Redis:
+    """A client of the server on which the key lies."""
+    if isinstance(client, redis.Redis):
+        return client
+    found: redis.Redis = client.get_redis_connection(client.get_node_from_key(key))  # type: ignore[no-untyped-call]
+    return found
+
+
+def _nodes(client: AnyClient) -> list[redis.Redis]:
+    """A client of each server that answers for keys."""
+    if isinstance(client, redis.Redis):
+        return [client]
+    return [client.get_redis_connection(node) for node in client.get_primaries()]  # type: ignore[no-untyped-call]
 
 
 def _last_delivered(stream: str, group: str, groups: Any) -> tuple[int, int]:
@@ -196,7 +213,7 @@ KEY_RULES = (
 )
 
 
-def assert_no_stray_keys(client: redis.Redis, allowed_patterns: Iterable[str] = ()) -> None:
+def assert_no_stray_keys(client: AnyClient, allowed_patterns: Iterable[str] = ()) -> None:
     """Fail when a key is left that neither KEY_RULES nor a glob of `allowed_patterns` explains.
 
     A key with a time to live goes away by itself and passes; one that must expire (a done or claimed
@@ -204,13 +221,9 @@ def assert_no_stray_keys(client: redis.Redis, allowed_patterns: Iterable[str] = 
     """
     globs = [re.compile(fnmatch.translate(pattern)) for pattern in allowed_patterns]
     strays: list[str] = []
-    cursor = 0
-    while True:
-        cursor, found = client.scan(cursor, count=1000)
-        keys: list[Any] = found
-        strays += _strays(client, [key for key in keys if not any(glob.match(_text(key)) for glob in globs)])
-        if cursor == 0:
-            break
+    for node in _nodes(client):
+        keys: list[Any] = list(node.scan_iter(count=1000))
+        strays += _strays(node, [key for key in keys if not any(glob.match(_text(key)) for glob in globs)])
     if strays:
         listed = "\n  ".join(sorted(strays)[:20])
         raise AssertionError(f"{len(strays)} keys left behind without a reason:\n  {listed}")
