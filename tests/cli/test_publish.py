@@ -55,6 +55,16 @@ def test_bad_lines_are_named_and_the_rest_goes_on(cli: Cli, shop: Path, redis_ur
     assert stored(client) == 4
 
 
+def test_a_line_with_a_delay_waits(cli: Cli, redis_url: str, client: redis.Redis) -> None:
+    text = "\n".join([line(1, delay=3_600), line(2, delay=0.5, id="e"), line(3), line(4, delay=-1), line(5, delay="1")])
+    done = cli("publish", "shop:app", "orders", "--json", "--redis", redis_url, stdin=text)
+    assert (done.code, done.json) == (6, {"published": 3, "duplicates": 0, "failed": 2})
+    assert "line 4: delay=-1" in done.err
+    assert stored(client) == 1
+    [topic] = cli("info", "--json", "--redis", redis_url).json
+    assert (topic["length"], topic["delayed"]) == (1, 2)
+
+
 def test_strict_stops_at_the_first_bad_line(cli: Cli, redis_url: str, client: redis.Redis) -> None:
     text = "\n".join([line(1), "{broken", line(2)])
     done = cli("publish", "shop:app", "orders", "--strict", "--redis", redis_url, stdin=text)
