@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from streamlib.keys import Keys, StreamKeys
 from streamlib.message import entry_order
-from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
 from streamlib.redisio.registry import groups_of, remember_position
 from streamlib.redisio.scripts import Arg, Script
 from streamlib.settings import RetentionSettings
@@ -59,18 +59,25 @@ async def trim_once(redis: RedisDoor, keys: Keys, topic: TopicSpec, retention: R
     """Trim every partition of the topic, remember where its groups are, forget idle producers.
 
     An entry goes when it is older than `max_age_s` or beyond the newest `max_len`, and every declared or
-    existing group has finished it. Safe to send twice; raises what the client raises.
+    existing group has finished it. Safe to send twice; raises what the client raises, once all partitions that
+    answer have had their turn.
     """
     declared = sorted(await groups_of(redis, keys, topic.name))
-    parts, forgotten = [], 0
+    parts: list[PartitionTrim] = []
+    errors: list[Exception] = []
+    forgotten = 0
     for partition in range(topic.partitions):
         names = keys.stream(topic.name, partition, topic.partitions)
-        part = await _trim_partition(redis, names, partition, retention, declared)
-        parts.append(part)
-        for group, position in part.positions.items():
-            if group in declared:
-                await remember_position(redis, keys, topic.name, group, partition, position)
-        forgotten += await _forget_producers(redis, names)
+        try:
+            parts.append(await _trim_partition(redis, names, partition, retention, declared))
+            for group, position in parts[-1].positions.items():
+                if group in declared:
+                    await remember_position(redis, keys, topic.name, group, partition, position)
+            forgotten += await _forget_producers(redis, names)
+        except CLIENT_ERRORS as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
     return TrimResult(tuple(parts), forgotten)
 
 

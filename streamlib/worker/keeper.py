@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 from streamlib.errors import NotFound
 from streamlib.keys import Keys
 from streamlib.metrics.backlog import BacklogGauges
 from streamlib.ops.inspect import TopicInfo, inspect
 from streamlib.redisio import consumers, registry, retention
-from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
 from streamlib.settings import Settings
 from streamlib.topic import TopicSpec
 from streamlib.worker.unit import GroupUnit
@@ -55,21 +56,41 @@ class Keeper:
 
     async def trim(self) -> float:
         """Trim what every group is done with; say again that our types are handled."""
-        for unit in self._units:
-            spec = unit.spec
-            await registry.declare_types(self._door, self._keys, spec.topic.name, spec.group, spec.type_names)
-        for topic in self._topics:
-            await retention.trim_once(self._door, self._keys, topic, self._settings.retention)
+        specs = [unit.spec for unit in self._units]
+        declare, trim = registry.declare_types, retention.trim_once
+        await _each(
+            [
+                *(
+                    partial(declare, self._door, self._keys, spec.topic.name, spec.group, spec.type_names)
+                    for spec in specs
+                ),
+                *(partial(trim, self._door, self._keys, topic, self._settings.retention) for topic in self._topics),
+            ]
+        )
         return _TRIM_EVERY_S * random.uniform(0.8, 1.2)
 
     async def sweep(self) -> float:
         """Remove consumers that were not seen for ten leases (a minute at the least)."""
         idle_ms = max(10 * self._settings.worker.lease_ms, 60_000)
-        for unit in self._units:
-            for keys in unit.partitions:
-                for stream in (keys.stream, keys.again(unit.spec.group)):
-                    await consumers.remove_idle(self._door, stream, unit.spec.group, idle_ms)
+        await _each(
+            partial(consumers.remove_idle, self._door, stream, unit.spec.group, idle_ms)
+            for unit in self._units
+            for keys in unit.partitions
+            for stream in (keys.stream, keys.again(unit.spec.group))
+        )
         return _SWEEP_EVERY_S * random.uniform(0.8, 1.2)
+
+
+async def _each(acts: Iterable[Callable[[], Awaitable[object]]]) -> None:
+    """Do all of them, though Redis does not answer some; then raise the first error there was."""
+    errors: list[Exception] = []
+    for act in acts:
+        try:
+            await act()
+        except CLIENT_ERRORS as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 class Beat:
