@@ -56,15 +56,12 @@ class Keeper:
 
     async def trim(self) -> float:
         """Trim what every group is done with; say again that our types are handled."""
-        specs = [unit.spec for unit in self._units]
+        door, keys, specs = self._door, self._keys, [unit.spec for unit in self._units]
         declare, trim = registry.declare_types, retention.trim_once
         await _each(
             [
-                *(
-                    partial(declare, self._door, self._keys, spec.topic.name, spec.group, spec.type_names)
-                    for spec in specs
-                ),
-                *(partial(trim, self._door, self._keys, topic, self._settings.retention) for topic in self._topics),
+                *(partial(declare, door, keys, one.topic.name, one.group, one.type_names) for one in specs),
+                *(partial(trim, door, keys, topic, self._settings.retention) for topic in self._topics),
             ]
         )
         return _TRIM_EVERY_S * random.uniform(0.8, 1.2)
