@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from streamlib import App, Context, Event, Settings, Topic
 from streamlib.settings import RedisSettings, WorkerSettings
+from tests.conformance.places import Place
 
 GROUP = "readers"
 TOPIC = "notes"
@@ -31,10 +32,10 @@ def make_app(url: str, **worker: Any) -> App:
 
 
 @asynccontextmanager
-async def publishing(url: str, topic: str = TOPIC, **options: Any) -> AsyncIterator[Topic]:
+async def publishing(place: Place, topic: str = TOPIC, **options: Any) -> AsyncIterator[Topic]:
     """A topic of a producer: an app without handlers."""
-    app = make_app(url)
-    declared = app.topic(topic, Note, **options)
+    app = make_app(place.url)
+    declared = app.topic(topic, Note, **{"partitions": place.partitions, **options})
     async with app:
         yield declared
 
@@ -48,22 +49,22 @@ class Subscriber:
 
     def __init__(
         self,
-        url: str,
+        place: Place,
         handle: Handle | None = None,
         *,
         topic: str = TOPIC,
         group: str = GROUP,
         key: str | None = None,
-        partitions: int = 1,
+        partitions: int | None = None,
         worker: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self.app = make_app(url, **(worker or {}))
+        self.app = make_app(place.url, **(worker or {}))
         self.received: list[tuple[str, Note]] = []
         self.exit_code: int | None = None
         self._stop = asyncio.Event()
         self._running: asyncio.Task[int] | None = None
-        notes = self.app.topic(topic, Note, key=key, partitions=partitions)
+        notes = self.app.topic(topic, Note, key=key, partitions=partitions or place.partitions)
 
         @self.app.handler(notes, group=group, **options)
         async def read(event: Note, ctx: Context) -> None:
