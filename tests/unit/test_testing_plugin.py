@@ -300,7 +300,7 @@ async def test_every_lua_script_runs_on_fakeredis(streamlib_app: AppFactory) -> 
     def _(row: Order | None, event: Placed) -> Order:
         return Order(order_id=event.order_id, total=event.total)
 
-    @app.handler(orders, group="email", retry=Retry(max_attempts=2))
+    @app.handler(orders, group="email", retry=Retry(max_attempts=2), rate="1000/s")
     async def mail(event: Placed, ctx: Context) -> None:
         if poisoned:
             await asyncio.sleep(1)  # a third of the lease passes: the claim is renewed
