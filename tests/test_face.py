@@ -1,6 +1,6 @@
 """The public face, as agreed: the examples of the design run as they are printed, on a real server.
 
-Stand-ins take the place of the mail service and of the HTTP client. `rate=` and `delay=` are not part of this version.
+Stand-ins take the place of the mail service and of the HTTP client.
 """
 
 import asyncio
@@ -99,6 +99,7 @@ async def resources(app: App) -> AsyncIterator[dict[str, Any]]:  # pools and cli
     timeout=30,
     ordering="none",
     concurrency=8,
+    rate="100/s",
     rerun="ok",
 )
 async def send_receipt(event: OrderCreated, ctx: Context) -> None:
@@ -198,6 +199,16 @@ async def test_a_producer_publishes_one_event_and_many(client: redis.Redis) -> N
     assert stored[0][1][b"data"] == b'{"order_id":"o-1","customer_id":"c-1","total":"9.99"}'
     assert [type(result) for result in results] == [Position, PublishError, Position]
     assert sum(client.xlen(f"orders.{n}") for n in range(4)) == 3
+
+
+async def test_a_delayed_event_is_stored_and_comes_later(working: Working, client: redis.Redis) -> None:
+    async with working():
+        reminder = created("o-9")
+        position = await orders.publish(reminder, delay=3600)  # not before an hour from now
+        assert position.entry_id == ""
+        assert client.zcard(f"{{orders.{position.partition}}}:later") == 1
+        await orders.publish(created("o-8"), delay=0.05)
+        await eventually(lambda: [order_id for order_id, _ in seen.mails] == ["o-8"])
 
 
 async def test_handlers_of_three_kinds_get_their_events(working: Working) -> None:

@@ -51,7 +51,7 @@ def test_limits_belong_to_the_group() -> None:
     for other in ({}, {"rate": "10/s"}, {"rate": "11/s", "group_concurrency": 3}):
         with pytest.raises(DeclarationError, match=r"belong to the group.*another group"):
 
-            @app.handler(jobs, group="g", **other)  # type: ignore[arg-type]
+            @app.handler(jobs, group="g", **other)
             async def two(event: Other) -> None: ...
 
     @app.handler(jobs, group="g", rate="10/s", group_concurrency=3)
