@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.crc import key_slot
@@ -51,8 +52,8 @@ def at_work(bench: SpreadBench, count: int = 2) -> Iterator[list[WorkerProc]]:
 def test_slots_move_under_load(cluster: ClusterTopology, effects: RedisProc, tmp_path: Path) -> None:
     bench = SpreadBench(cluster, effects, tmp_path, partitions=PARTITIONS)
     with at_work(bench):
-        with bench.load():
-            bench.wait_for_flow(time.time())
+        with bench.load(every_s=0.01):
+            wait_until(lambda: len(bench.confirmed) > 1_500, 60, what="there is something to move")
             for stream in bench.streams[:4]:
                 owner = cluster.node_of(stream)
                 to = cluster.nodes[(cluster.nodes.index(owner) + 1) % len(cluster.nodes)]
@@ -98,10 +99,11 @@ def test_a_read_that_waits_while_its_slot_moves(cluster: ClusterTopology, effect
     bench = SpreadBench(cluster, effects, tmp_path, partitions=PARTITIONS)
     stream = bench.streams[0]
     account = next(name for name in ACCOUNTS if bench.partition_of(name) == 0)
-    with bench.worker(STREAMLIB_WORKER_BLOCK_MS=str(block_ms)) as worker:
-        worker.wait_ready()
+    with bench.worker(STREAMLIB_WORKER_BLOCK_MS=str(block_ms), STREAMLIB_WORKER_STALL_S="300"):
         owner = cluster.node_of(stream)
-        wait_until(lambda: _waits_for(owner), 30, what="a read waits on the node")
+        theirs = sum(cluster.node_of(name) is owner for name in bench.streams)
+        # It is ready only once a read was answered, which takes its time here.
+        wait_until(lambda: _waiting_reads(owner) == theirs, 30, what="all reads wait on the node")
         to = next(node for node in cluster.nodes if node is not owner)
         cluster.move_slot(key_slot(stream.encode()), to)
         moved_s = time.time()
@@ -114,6 +116,7 @@ def test_a_read_that_waits_while_its_slot_moves(cluster: ClusterTopology, effect
         bench.check()
 
 
-def _waits_for(node: RedisProc) -> bool:
+def _waiting_reads(node: RedisProc) -> int:
     with node.client() as client:
-        return any("b" in one["flags"] and one["cmd"] == "xreadgroup" for one in client.client_list())
+        clients: Any = client.client_list()
+    return sum("b" in one["flags"] and one["cmd"] == "xreadgroup" for one in clients)
