@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from streamlib.keys import StreamKeys
 from streamlib.redisio.connection import SyncClient
-from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.delivery import Delivery, fenced
 from streamlib.redisio.scripts import Executes, Script
 
 _claim = Script("claim")
@@ -42,13 +42,19 @@ async def claim(
     window_ms: int,
     take_suspects: bool = False,
 ) -> list[Claimed]:
-    """Claim deliveries of one partition (at most 500), answers in their order. Safe to send twice."""
-    keys = deliveries[0].keys
+    """Claim deliveries of one partition and epoch (at most 500), answers in their order. Safe to send twice.
+
+    Raises Fenced when the partition has another owner, or another epoch, by now.
+    """
+    keys, epoch = deliveries[0].keys, deliveries[0].epoch
+    mode = "suspects" if take_suspects else "normal"
     reply = await _claim.run(
         redis,
-        [keys.suspect(group), *(keys.idem(group, d.event_id) for d in deliveries)],
-        [worker_id, lease_ms, window_ms, "suspects" if take_suspects else "normal", *(d.ref for d in deliveries)],
+        [keys.suspect(group), keys.owner(group), *(keys.idem(group, d.event_id) for d in deliveries)],
+        [worker_id, lease_ms, window_ms, mode, epoch, *(d.ref for d in deliveries)],
     )
+    if not reply:
+        raise fenced(keys, group, epoch)
     return [Claimed(Verdict(reply[i]), reply[i + 1]) for i in range(0, len(reply), 2)]
 
 

@@ -9,8 +9,9 @@ from streamlib.codec import Fields
 from streamlib.errors import WrongKeyType
 from streamlib.keys import StreamKeys
 from streamlib.redisio.again import Again, pack
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, error_code
+from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.dead_letter import DeadLetter
+from streamlib.redisio.failures import CLIENT_ERRORS, error_code
 from streamlib.redisio.scripts import Executes, Script
 
 _replay = Script("replay")

@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from streamlib.codec import Fields
+from streamlib.errors import Fenced
 from streamlib.keys import StreamKeys
 
 How = Literal["new", "reclaimed", "retry"]
@@ -17,7 +18,8 @@ class Delivery(Struct, kw_only=True, eq=False):
 
     `again` tells the two streams apart, `entry_id` is the entry's id in the one it was read from, `origin_id` its id
     in S; `event_id` is the idempotency key's; `attempts` are the runs spent before; `parked_ms` is when it was first
-    parked (0: never).
+    parked (0: never). `epoch` is the one in which this worker owns the partition, 0 in groups without owners; `key` is
+    the event's ("" where it has none, or where it could not be read).
     """
 
     keys: StreamKeys
@@ -30,6 +32,8 @@ class Delivery(Struct, kw_only=True, eq=False):
     how: How
     attempts: int = 0
     parked_ms: int = 0
+    epoch: int = 0
+    key: str = ""
 
     @property
     def ref(self) -> str:
@@ -39,3 +43,8 @@ class Delivery(Struct, kw_only=True, eq=False):
     @property
     def size(self) -> int:
         return sum(map(len, self.fields))
+
+
+def fenced(keys: StreamKeys, group: str, epoch: int) -> Fenced:
+    """The error of whoever lost a partition: nothing was read or written there."""
+    return Fenced(f"group {group!r} at {keys.stream}: epoch {epoch} is over, the partition has another owner")

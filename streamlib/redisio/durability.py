@@ -8,7 +8,8 @@ from typing import Any
 import redis.exceptions
 
 from streamlib.errors import RedisUnfit
-from streamlib.redisio.connection import ErrorClass, Lane, RedisDoor, classify
+from streamlib.redisio.connection import Lane, RedisDoor
+from streamlib.redisio.failures import ErrorClass, classify
 from streamlib.settings import redact
 from streamlib.topic import TopicSpec
 

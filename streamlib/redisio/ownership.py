@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import Struct
 
+from streamlib.redisio.connection import SyncClient
 from streamlib.redisio.scripts import Executes, Script
 
 _own = Script("own")
@@ -19,19 +22,24 @@ class Lease(Struct, frozen=True):
 
 async def take(redis: Executes, key: str, owner: str, lease_ms: int) -> Lease:
     """Become the owner unless another one's lease still holds. Safe to send twice."""
-    return await _ask(redis, key, "take", owner, 0, lease_ms)
+    return _read(await _own.run(redis, [key], ["take", owner, 0, lease_ms]))
 
 
 async def renew(redis: Executes, key: str, owner: str, epoch: int, lease_ms: int) -> Lease:
-    """Hold on to a partition; not `ours` when somebody else took it. Safe to send twice."""
-    return await _ask(redis, key, "renew", owner, epoch, lease_ms)
+    """Hold on to a partition; not `ours` when somebody else took it, or when it was released. Safe to send twice."""
+    return _read(await _own.run(redis, [key], ["renew", owner, epoch, lease_ms]))
+
+
+def renew_sync(redis: SyncClient, key: str, owner: str, epoch: int, lease_ms: int) -> Lease:
+    """`renew` for a thread."""
+    return _read(_own.run_sync(redis, [key], ["renew", owner, epoch, lease_ms]))
 
 
 async def release(redis: Executes, key: str, owner: str, epoch: int) -> Lease:
     """Let others take the partition at once; harmless when it is not ours any more. Safe to send twice."""
-    return await _ask(redis, key, "release", owner, epoch, 0)
+    return _read(await _own.run(redis, [key], ["release", owner, epoch, 0]))
 
 
-async def _ask(redis: Executes, key: str, verb: str, owner: str, epoch: int, lease_ms: int) -> Lease:
-    ours, held_epoch, ms_left = await _own.run(redis, [key], [verb, owner, epoch, lease_ms])
+def _read(reply: Any) -> Lease:
+    ours, held_epoch, ms_left = reply
     return Lease(ours == 1, held_epoch, ms_left)

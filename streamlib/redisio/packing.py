@@ -14,29 +14,31 @@ from redis.utils import HIREDIS_AVAILABLE
 _serializer = HiredisRespSerializer()
 
 
-class _Packed:
+class Packed:
     """Goes before a connection class of redis-py."""
 
-    def pack_command(self, *args: Any) -> list[bytes]:
-        packed: list[bytes] = _serializer.pack(*args)
-        return packed
+    if HIREDIS_AVAILABLE:
+
+        def pack_command(self, *args: Any) -> list[bytes]:
+            packed: list[bytes] = _serializer.pack(*args)
+            return packed
 
 
-class _Tcp(_Packed, redis.asyncio.Connection):
-    pass
+class TcpConnection(Packed, redis.asyncio.Connection):
+    """One connection in the clear."""
 
 
-class _Tls(_Packed, redis.asyncio.SSLConnection):
-    pass
+class TlsConnection(Packed, redis.asyncio.SSLConnection):
+    """One connection under TLS."""
 
 
-class _Unix(_Packed, redis.asyncio.UnixDomainSocketConnection):
+class _Unix(Packed, redis.asyncio.UnixDomainSocketConnection):
     pass
 
 
 _PACKED: dict[type, type] = {
-    redis.asyncio.Connection: _Tcp,
-    redis.asyncio.SSLConnection: _Tls,
+    redis.asyncio.Connection: TcpConnection,
+    redis.asyncio.SSLConnection: TlsConnection,
     redis.asyncio.UnixDomainSocketConnection: _Unix,
 }
 
@@ -44,6 +46,5 @@ _PACKED: dict[type, type] = {
 def packed_by_hiredis(client: redis.asyncio.Redis) -> redis.asyncio.Redis:
     """The same client, before its first command; unchanged where hiredis is absent."""
     pool = client.connection_pool
-    if HIREDIS_AVAILABLE:
-        pool.connection_class = _PACKED.get(pool.connection_class, pool.connection_class)
+    pool.connection_class = _PACKED.get(pool.connection_class, pool.connection_class)
     return client

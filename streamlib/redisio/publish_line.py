@@ -22,8 +22,9 @@ from streamlib.errors import (
 )
 from streamlib.keys import Keys
 from streamlib.message import Position
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
+from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.durability import DurableLane
+from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.redisio.later import pack
 from streamlib.redisio.scripts import Arg, Script
 from streamlib.topic import TopicSpec
@@ -117,7 +118,7 @@ class Line:
         if topic.durability != "primary":
             # Shorter than the connection's own timeout: a late confirmation must not look like a lost answer.
             timeout_ms = max(int(redis.settings.timeout_s * 800), 1)
-            self._lane = DurableLane(redis.lane(), topic.durability, timeout_ms)
+            self._lane = DurableLane(redis.lane(self._keys.stream), topic.durability, timeout_ms)
 
     @property
     def busy(self) -> bool:

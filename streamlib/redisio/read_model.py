@@ -14,8 +14,9 @@ from streamlib.errors import SchemaError
 from streamlib.keys import Keys
 from streamlib.read_model import Exact, Ordered, Page, Prefix
 from streamlib.redisio.commits import INEXACT, load
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
+from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.cursors import Question, malformed, read_cursor
+from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.redisio.index_walk import PAGE, Place, Read, Spot, seek
 from streamlib.redisio.indexes import (
     Indexes,

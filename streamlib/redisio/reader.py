@@ -59,7 +59,11 @@ class Reader:
         for stream, entries in reply or ():
             partition, again = self._streams[stream]
             how: How = "retry" if again else "new"
-            received += (self._receive(partition, again, how, *entry) for entry in entries if entry[1])
+            received += (
+                receive(self._partitions[partition], partition, again, how, self._codec, *entry)
+                for entry in entries
+                if entry[1]
+            )
         return received
 
     async def take_over(
@@ -69,37 +73,61 @@ class Reader:
         keys = self._partitions[partition]
         stream = keys.again(self._group) if again else keys.stream
         reply = await redis.execute("XAUTOCLAIM", stream, self._group, self._consumer, idle_ms, cursor, "COUNT", count)
-        found = [self._receive(partition, again, "reclaimed", *entry) for entry in reply[1] if entry and entry[1]]
+        found = [
+            receive(keys, partition, again, "reclaimed", self._codec, *entry)
+            for entry in reply[1]
+            if entry and entry[1]
+        ]
         gone = [entry_id.decode() for entry_id in (reply[2] if len(reply) > 2 else ())]
         return reply[0].decode(), found, Missing(stream, gone)
 
-    def _receive(self, partition: int, again: bool, how: How, raw_id: bytes, fields: Fields) -> Received:
-        entry_id = raw_id.decode()
-        origin_id, extra, error = entry_id, dict[str, Any](), None
-        event_id = ""
-        if again:
-            try:
-                kept = unpack(entry_id, fields)
-                event_id = fields[1].decode("utf-8", "replace")
-                extra = {"attempts": kept.attempts, "parked_ms": kept.parked_ms}
-                origin_id, fields = kept.entry_id, kept.fields
-            except DecodeError as problem:
-                error = problem
-        message = None
-        if error is None:
-            try:
-                message = self._codec.read(origin_id, fields)
-            except DecodeError as problem:
-                error = problem
-        delivery = Delivery(
-            keys=self._partitions[partition],
-            partition=partition,
-            again=again,
-            entry_id=entry_id,
-            origin_id=origin_id,
-            event_id=event_id or (message.id if message else origin_id),
-            fields=fields,
-            how=how,
-            **extra,
-        )
-        return Received(delivery, message, error)
+
+def receive(
+    keys: StreamKeys,
+    partition: int,
+    again: bool,
+    how: How,
+    codec: Codec,
+    raw_id: bytes,
+    fields: Fields,
+    *,
+    epoch: int = 0,
+) -> Received:
+    """What an entry is to a worker: its event's envelope, or why there is none."""
+    entry_id = raw_id.decode()
+    origin_id, extra, error = entry_id, dict[str, Any](), None
+    event_id = ""
+    if again:
+        try:
+            kept = unpack(entry_id, fields)
+            event_id = fields[1].decode("utf-8", "replace")
+            extra = {"attempts": kept.attempts, "parked_ms": kept.parked_ms}
+            origin_id, fields = kept.entry_id, kept.fields
+        except DecodeError as problem:
+            error = problem
+    message = None
+    if error is None:
+        try:
+            message = codec.read(origin_id, fields)
+        except DecodeError as problem:
+            error = problem
+    delivery = Delivery(
+        keys=keys,
+        partition=partition,
+        again=again,
+        entry_id=entry_id,
+        origin_id=origin_id,
+        event_id=event_id or (message.id if message else origin_id),
+        fields=fields,
+        how=how,
+        epoch=epoch,
+        key=message.key if message else _raw_key(fields),
+        **extra,
+    )
+    return Received(delivery, message, error)
+
+
+def _raw_key(fields: Fields) -> str:
+    """The key of an entry that cannot be read, if it names one: its successors wait for its end too."""
+    named = dict(zip(fields[::2], fields[1::2], strict=False))
+    return named.get(b"key", b"").decode("utf-8", "replace")

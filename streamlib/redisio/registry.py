@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 from streamlib.errors import DeclarationError, TopicMismatch, WrongKeyType
 from streamlib.keys import Keys
 from streamlib.message import entry_order
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, error_code, translate
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS, error_code, translate
 from streamlib.redisio.scripts import Executes
 from streamlib.settings import redact
 from streamlib.topic import TopicSpec
@@ -66,15 +67,42 @@ async def declare_group(
     if stored != kind:
         raise DeclarationError(
             f"group {group!r} of topic {topic.name!r} is a {stored} in Redis, but is declared as a {kind}; "
-            "choose another name, or remove the old group first (streamlib groups remove)"
+            "choose another name, or remove the old group first: streamlib groups rm {topic.name} {group}"
         )
 
     async def create() -> None:
         await declare_types(redis, keys, topic.name, group, names)
         for partition in range(topic.partitions):
-            await _create(redis, keys, topic, group, kind, partition)
+            await _create(redis, keys, topic.name, topic.partitions, group, kind, partition)
 
     await _persist(redis, create)
+
+
+async def create_group(
+    redis: RedisDoor, keys: Keys, topic: str, group: str, kind: str, positions: Sequence[str]
+) -> None:
+    """Register a group that does not exist yet, and create it on every partition behind the id given for it.
+
+    The positions are remembered first: if this breaks off, whoever creates the rest begins there too. Raises
+    WrongKeyType and RedisError.
+    """
+
+    async def create() -> None:
+        for partition, position in enumerate(positions):
+            await remember_position(redis, keys, topic, group, partition, position)
+        await redis.execute("HSETNX", keys.topics(), f"{topic}:{group}", kind)
+        for partition in range(len(positions)):
+            await _create(redis, keys, topic, len(positions), group, kind, partition)
+
+    await _persist(redis, create)
+
+
+async def forget_group(redis: RedisDoor, keys: Keys, topic: str, group: str) -> None:
+    """Take the group out of the registry, its entry in the list of groups last. Safe to send twice."""
+    await redis.execute("HDEL", keys.views(), f"{topic}:{group}")
+    await redis.execute("UNLINK", keys.group(topic, group))
+    await redis.execute("UNLINK", keys.limit(topic, group))
+    await redis.execute("HDEL", keys.topics(), f"{topic}:{group}")
 
 
 async def topics(redis: RedisDoor, keys: Keys) -> dict[str, int]:
@@ -131,7 +159,7 @@ async def restore_group(
     """
     await redis.execute("HSETNX", keys.topics(), topic.name, topic.partitions)
     await redis.execute("HSETNX", keys.topics(), f"{topic.name}:{group}", kind)
-    return await _create(redis, keys, topic, group, kind, partition)
+    return await _create(redis, keys, topic.name, topic.partitions, group, kind, partition)
 
 
 async def last_id(redis: RedisDoor, stream: str) -> str:
@@ -143,13 +171,15 @@ async def last_id(redis: RedisDoor, stream: str) -> str:
     return found.decode()
 
 
-async def _create(redis: RedisDoor, keys: Keys, topic: TopicSpec, group: str, kind: str, partition: int) -> str:
-    names = keys.stream(topic.name, partition, topic.partitions)
-    position = await remembered_position(redis, keys, topic.name, group, partition)
+async def _create(
+    redis: RedisDoor, keys: Keys, topic: str, partitions: int, group: str, kind: str, partition: int
+) -> str:
+    names = keys.stream(topic, partition, partitions)
+    position = await remembered_position(redis, keys, topic, group, partition)
     if position is None or entry_order(position) > entry_order(await last_id(redis, names.stream)):
         position = _BEGIN
     await _create_one(redis, names.stream, group, position)
-    if kind == "handler":
+    if kind != "projection":
         await _create_one(redis, names.again(group), group, _BEGIN)
     return position
 

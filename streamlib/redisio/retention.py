@@ -8,7 +8,8 @@ from msgspec import Struct
 
 from streamlib.keys import Keys, StreamKeys
 from streamlib.message import entry_order
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.registry import groups_of, remember_position
 from streamlib.redisio.scripts import Arg, Script
 from streamlib.settings import RetentionSettings

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from streamlib.redisio.connection import NoScriptError, SyncClient
+from streamlib.redisio.connection import SyncClient
+from streamlib.redisio.failures import NoScriptError
 
 Arg = str | bytes | int | float
 

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 import redis.exceptions
 from msgspec import Struct
 
-from streamlib.redisio.connection import ErrorClass, RedisDoor, classify
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import ErrorClass, classify
 from streamlib.settings import Settings
 
 MIN_REDIS = (7, 0)

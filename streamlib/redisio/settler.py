@@ -10,12 +10,15 @@ from msgspec import Struct
 from streamlib.codec import Fields
 from streamlib.redisio.again import Again, pack
 from streamlib.redisio.dead_letter import Failure, dead_letter_fields
-from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.delivery import Delivery, fenced
 from streamlib.redisio.scripts import Arg, Executes, Script
 
 _settle = Script("settle")
 
-Kind = Literal["ack", "done", "retry", "back", "return", "dead"]
+Kind = Literal["ack", "done", "retry", "back", "return", "dead", "hold"]
+
+HALTED_MS = -1
+_MAX_TEXT = 500
 
 
 class Settlement(Struct, frozen=True):
@@ -41,20 +44,44 @@ def done(delivery: Delivery, emitted: Sequence[Fields] = ()) -> Settlement:
     return Settlement(delivery, "done", 0, parts)
 
 
-def retry(delivery: Delivery, *, delay_ms: int, attempts: int) -> Settlement:
-    """The event comes again after `delay_ms`; `attempts` are the runs spent by then."""
+def hold(delivery: Delivery, *, delay_ms: int, attempts: int, parked_ms: int = 0, text: str = "") -> Settlement:
+    """The event stays pending with the owner of its partition, who runs it again after `delay_ms`; successors of its
+    key wait behind it. `text` says why."""
+    return Settlement(delivery, "hold", delay_ms, (attempts, parked_ms, _line(text)))
+
+
+def halt(delivery: Delivery, failure: Failure, *, attempts: int, group: str, consumer: str, now_ms: int) -> Settlement:
+    """The event stays pending and its key stands still until a person says `resume` or `skip`; what the dead letter
+    would tell is kept for `skip`."""
+    fields = dead_letter_fields(
+        [], failure, attempts=attempts, entry_id=delivery.origin_id, group=group, consumer=consumer, at_ms=now_ms
+    )
+    names = (_line(failure.error), _line(delivery.event_id))
+    told = b"\0".join([*(name.encode("utf-8", "replace") for name in names), *fields[1::2]])
+    return Settlement(delivery, "hold", HALTED_MS, (attempts, delivery.parked_ms, told))
+
+
+def retry(delivery: Delivery, *, delay_ms: int, attempts: int, error: str = "") -> Settlement:
+    """The event comes again after `delay_ms`; `attempts` are the runs spent by then, `error` why they failed."""
+    if delivery.epoch:
+        return hold(delivery, delay_ms=delay_ms, attempts=attempts, parked_ms=delivery.parked_ms, text=error)
     again = _again(delivery, attempts, delivery.parked_ms, "retry")
     return Settlement(delivery, "retry", delay_ms, (delivery.event_id, pack(again)))
 
 
-def park(delivery: Delivery, *, delay_ms: int, now_ms: int) -> Settlement:
+def park(delivery: Delivery, *, delay_ms: int, now_ms: int, error: str = "") -> Settlement:
     """Nobody here knows the event: it comes again after `delay_ms`, no attempt spent."""
-    again = _again(delivery, delivery.attempts, delivery.parked_ms or now_ms, "parked")
+    parked_ms = delivery.parked_ms or now_ms
+    if delivery.epoch:
+        return hold(delivery, delay_ms=delay_ms, attempts=delivery.attempts, parked_ms=parked_ms, text=error)
+    again = _again(delivery, delivery.attempts, parked_ms, "parked")
     return Settlement(delivery, "retry", delay_ms, (delivery.event_id, pack(again)))
 
 
 def give_back(delivery: Delivery, *, claimed: bool) -> Settlement:
     """The event comes again at once, elsewhere, with no attempt spent."""
+    if delivery.epoch:  # what was never claimed is simply still pending
+        return Settlement(delivery, "hold")
     again = _again(delivery, delivery.attempts, delivery.parked_ms, "returned")
     return Settlement(delivery, "back" if claimed else "return", 0, (delivery.event_id, pack(again)))
 
@@ -82,14 +109,17 @@ async def settle(
     window_ms: int,
     resent: bool,
 ) -> list[bool]:
-    """Settle deliveries of one partition (at most 500): for each whether it counts, False where the lease was lost.
+    """Settle deliveries of one partition and epoch (at most 500): for each whether it counts, False where the lease
+    was lost.
 
-    Safe to send twice when the second says `resent`.
+    Safe to send twice when the second says `resent`. Raises Fenced when the partition has another owner, or another
+    epoch, by now.
     """
-    keys = settlements[0].delivery.keys
-    args: list[Arg] = [group, worker_id, window_ms, "1" if resent else "0"]
+    keys, epoch = settlements[0].delivery.keys, settlements[0].delivery.epoch
+    args: list[Arg] = [group, worker_id, window_ms, "1" if resent else "0", epoch]
     for one in settlements:
-        args += (one.kind, one.delivery.ref, one.number, len(one.parts), *one.parts)
+        key = one.delivery.key if epoch else ""
+        args += (one.kind, one.delivery.ref, key, one.number, len(one.parts), *one.parts)
     reply = await _settle.run(
         redis,
         [
@@ -99,12 +129,21 @@ async def settle(
             keys.retry_body(group),
             keys.dead(group),
             keys.suspect(group),
+            keys.owner(group),
+            keys.key_states(group),
             *(keys.idem(group, one.delivery.event_id) for one in settlements),
         ],
         args,
     )
+    if not reply:
+        raise fenced(keys, group, epoch)
     return [code == 1 for code in reply]
 
 
 def _again(delivery: Delivery, attempts: int, parked_ms: int, why: str) -> Again:
     return Again(delivery.origin_id, attempts, parked_ms, why, delivery.fields)
+
+
+def _line(text: str) -> str:
+    """At most 500 characters, none of them NUL."""
+    return text.replace("\0", "?")[:_MAX_TEXT]

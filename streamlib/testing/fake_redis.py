@@ -24,11 +24,32 @@ class FakeServer:
 
     def door(self, settings: RedisSettings) -> RedisDoor:
         """A door that leads here, whatever `settings.url` says; open as many as you like."""
-        return RedisDoor(
-            settings,
-            lambda _timeout_s: _AsyncClient(server=self._server, protocol=2, socket_timeout=None),
-            lambda _timeout_s: fakeredis.FakeRedis(server=self._server, protocol=2),
-        )
+        return RedisDoor(settings, _FakeClients(self._server))
+
+
+class _FakeClients:
+    """Clients of one server in this process."""
+
+    one_node = True
+
+    def __init__(self, server: fakeredis.FakeServer) -> None:
+        self._server = server
+
+    def client(self, timeout_s: float, key: str | None = None) -> _AsyncClient:
+        client = _AsyncClient(server=self._server, protocol=2, socket_timeout=None)
+        client.response_callbacks.clear()
+        return client
+
+    def sync_client(self, timeout_s: float) -> fakeredis.FakeRedis:
+        client = fakeredis.FakeRedis(server=self._server, protocol=2)
+        client.response_callbacks.clear()
+        return client
+
+    async def nodes(self, timeout_s: float) -> Sequence[_AsyncClient]:
+        return [self.client(timeout_s)]
+
+    async def close(self) -> None:
+        """The data stay with the server."""
 
 
 class _AsyncClient(fakeredis.FakeAsyncRedis):

@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import fakeredis
-import fakeredis.aioredis
 import pytest
 
 from streamlib.errors import IdempotencyConflict, StreamlibError, TopicFull
@@ -13,6 +11,7 @@ from streamlib.redisio import registry, retention
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.publisher import Publisher, Sent
 from streamlib.settings import LimitSettings, RedisSettings, RetentionSettings
+from streamlib.testing.fake_redis import FakeServer
 from tests.helpers.publishing import ORDERS, made, topic
 
 KEPT = topic(dedup_window_s=60)
@@ -20,12 +19,7 @@ KEPT = topic(dedup_window_s=60)
 
 @pytest.fixture
 async def door() -> AsyncIterator[RedisDoor]:
-    server = fakeredis.FakeServer()
-    opened = RedisDoor(
-        RedisSettings(),
-        lambda timeout_s: fakeredis.aioredis.FakeRedis(server=server, protocol=2),
-        lambda timeout_s: fakeredis.FakeRedis(server=server, protocol=2),
-    )
+    opened = FakeServer().door(RedisSettings())
     yield opened
     await opened.close()
 

@@ -6,30 +6,44 @@
 -- KEYS[4]      {S}:retrybody:<group>
 -- KEYS[5]      {S}:dead:<group>
 -- KEYS[6]      {S}:suspect:<group>
--- KEYS[7..n+6] {S}:idem:<group>:<event id>, one per outcome
+-- KEYS[7]      {S}:owner:<group>
+-- KEYS[8]      {S}:keys:<group>
+-- KEYS[9..n+8] {S}:idem:<group>:<event id>, one per outcome
 -- ARGV[1]      group
 -- ARGV[2]      worker id
 -- ARGV[3]      idempotency window, ms
 -- ARGV[4]      "1" when these outcomes were sent before and the reply was lost
--- then per outcome: kind, entry ref, a number, the count of parts, the parts
+-- ARGV[5]      the epoch in which the worker owns the partition; "0" in groups without owners, where nothing is checked
+-- then per outcome: kind, entry ref, the event's key, a number, the count of parts, the parts
 --   ack    -            nothing to record: a duplicate or a type that the group skips
 --   done   -            parts: per emitted event the count of its fields and the fields
 --   retry  delay in ms  parts: event id, body
 --   back   -            parts: event id, body; hands a claimed entry back
 --   return -            parts: event id, body; hands an entry back that was never claimed
 --   dead   -            parts: the dead letter's fields
+--   hold   delay in ms  stays pending with its owner, who runs it again then; -1 halts its key. Parts: attempts, since
+--                       when it is parked (ms), a text; with no parts nothing is noted about the key
 --
--- Returns one number per outcome: 1 settled, 0 the lease was lost and nothing was written for it.
+-- Returns one number per outcome: 1 settled, 0 the lease was lost and nothing was written for it; or the empty list:
+-- fenced, another worker or another epoch owns the partition and nothing was written at all.
 -- Sent twice (ARGV[4]), an outcome that finds the state its kind writes counts as settled and is not written again.
 -- A key of the wrong type stops the outcomes that need it, before the first write.
--- XACK is the first write, so that memory can be freed when Redis is full.
+-- XACK (or HDEL, where nothing is acknowledged) is the first write, so that memory can be freed when Redis is full.
 
 local S, AGAIN, RETRY, BODY, DEAD, SUSPECT = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local OWNER, STATES = KEYS[7], KEYS[8]
 local group, worker, window_ms, resent = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == "1"
 local MOST_FIELDS = 7000 -- names and values that unpack() can hand to one XADD
 local WRITES = { done = "d", retry = "r", back = "r", ["return"] = "r", dead = "x" }
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local epoch = ARGV[5]
+if epoch ~= "0" then
+    local owner = redis.call("HMGET", OWNER, "owner", "epoch")
+    if owner[1] ~= worker or owner[2] ~= epoch then
+        return {}
+    end
+end
 
 local function is_again(ref)
     return string.sub(ref, 1, 1) == "a"
@@ -57,6 +71,8 @@ local function decide(kind, ref, state)
         local holder, held = string.match(state, "^c%d+:([^:]*):(.*)$")
         if holder == worker and held == ref then
             return "write"
+        elseif resent and kind == "hold" then
+            return state == "h" .. ref and "settled" or "lost"
         elseif resent and (state == WRITES[kind] or (WRITES[kind] == "r" and held ~= ref)) then
             return "settled" -- what was to come again may have come, and ended, since our first try
         end
@@ -64,13 +80,15 @@ local function decide(kind, ref, state)
     return "lost"
 end
 
-local outcomes, at, key, ended, needed = {}, 5, 7, {}, { [SUSPECT] = "hash" }
+local outcomes, at, key, ended, needed = {}, 6, 9, {}, { [SUSPECT] = "hash" }
 
 -- Notes which keys an outcome writes, each with its type; false when Lua could not pass on so many fields.
 local function note_needs(one)
     needed[is_again(one.ref) and AGAIN or S] = "stream"
     if one.verdict == "ack" then
         return true
+    elseif one.kind == "hold" then
+        needed[STATES] = "hash"
     elseif one.kind == "retry" then
         needed[RETRY], needed[BODY] = "zset", "hash"
     elseif one.kind == "dead" then
@@ -93,8 +111,8 @@ local function note_needs(one)
 end
 
 while at <= #ARGV do
-    local one = { kind = ARGV[at], ref = ARGV[at + 1], number = tonumber(ARGV[at + 2]), first = at + 4, key = KEYS[key] }
-    one.count = tonumber(ARGV[at + 3])
+    local one = { kind = ARGV[at], ref = ARGV[at + 1], of = ARGV[at + 2], first = at + 5, key = KEYS[key] }
+    one.number, one.count = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
     one.verdict = decide(one.kind, one.ref, redis.call("GET", one.key))
     if one.verdict == "write" and ended[one.key] then
         -- One entry twice in a batch has one outcome; of copies handed back the first carries the event on.
@@ -115,13 +133,22 @@ for name, wanted in pairs(needed) do
     end
 end
 local has_suspects = redis.call("EXISTS", SUSPECT) == 1
+local has_states = epoch ~= "0" and redis.call("EXISTS", STATES) == 1
 
-local ids, again_ids, refs = {}, {}, {}
+local ids, again_ids, refs, over = {}, {}, {}, {}
 for _, one in ipairs(outcomes) do
     if one.verdict == "write" or one.verdict == "ack" then
-        local list = is_again(one.ref) and again_ids or ids
-        list[#list + 1] = entry_id(one.ref)
         refs[#refs + 1] = one.ref
+        if one.kind == "hold" then
+            has_suspects = true
+        else
+            local list = is_again(one.ref) and again_ids or ids
+            list[#list + 1] = entry_id(one.ref)
+            local noted = has_states and redis.call("HGET", STATES, one.of)
+            if noted and string.match(noted, "^%S+") == one.ref then
+                over[#over + 1] = one.of
+            end
+        end
     end
 end
 if #ids > 0 then
@@ -133,6 +160,9 @@ if #again_ids > 0 then
 end
 if has_suspects and #refs > 0 then
     redis.call("HDEL", SUSPECT, unpack(refs))
+end
+if #over > 0 then
+    redis.call("HDEL", STATES, unpack(over))
 end
 
 local answer = {}
@@ -154,6 +184,13 @@ for i, one in ipairs(outcomes) do
         elseif one.kind == "dead" then
             redis.call("SET", one.key, "x", "PX", window_ms)
             redis.call("XADD", DEAD, "*", unpack(ARGV, first, last))
+        elseif one.kind == "hold" then
+            redis.call("SET", one.key, "h" .. one.ref, "PX", window_ms + math.max(one.number, 0))
+            if one.count > 0 then
+                local due = one.number < 0 and "halted" or string.format("%.0f", now + one.number)
+                local state = { one.ref, ARGV[first], due, ARGV[first + 1], ARGV[first + 2] }
+                redis.call("HSET", STATES, one.of, table.concat(state, " "))
+            end
         else
             redis.call("SET", one.key, "r", "PX", window_ms)
             redis.call("XADD", AGAIN, "*", "id", ARGV[first], "body", ARGV[first + 1])

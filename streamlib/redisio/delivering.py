@@ -1,0 +1,98 @@
+"""Reads of a partition that has an owner: fenced, what is pending before what is new, each in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from streamlib.codec import Codec
+from streamlib.keys import StreamKeys
+from streamlib.redisio.delivery import fenced
+from streamlib.redisio.reader import Missing, Received, receive
+from streamlib.redisio.scripts import Executes, Script
+
+_deliver = Script("deliver")
+_BEGIN = "0-0"
+
+
+class Delivered(Struct, frozen=True):
+    """One read. `pending` tells what was left behind from what is new; `now_ms` is the server's clock."""
+
+    now_ms: int
+    pending: bool
+    received: list[Received]
+    missing: list[Missing]
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was there to read."""
+        return not self.pending and not self.received
+
+
+class OwnedReader:
+    """The owner's view of one partition in one epoch. It remembers how far it has read."""
+
+    def __init__(
+        self, keys: StreamKeys, partition: int, codec: Codec, *, group: str, worker_id: str, consumer: str, epoch: int
+    ) -> None:
+        self._keys = keys
+        self._partition = partition
+        self._codec = codec
+        self._group = group
+        self._consumer = consumer
+        self._worker_id = worker_id
+        self._epoch = epoch
+        self._after = {False: _BEGIN, True: _BEGIN}
+        self._ends = {False: _BEGIN, True: _BEGIN}
+
+    async def read(self, redis: Executes, count: int) -> Delivered:
+        """Up to `count` entries of S and of `again` each: pending ones first, and only then new ones.
+
+        Safe to send twice. Raises Fenced, and what the client raises.
+        """
+        keys, group = self._keys, self._group
+        reply = await _deliver.run(
+            redis,
+            [keys.owner(group), keys.stream, keys.again(group)],
+            [
+                self._worker_id,
+                self._epoch,
+                group,
+                self._consumer,
+                count,
+                _next_id(self._after[False]),
+                _next_id(self._after[True]),
+            ],
+        )
+        if not reply:
+            raise fenced(keys, group, self._epoch)
+        now_ms, kind, again, plain, again_gone, plain_gone, again_end, plain_end = reply
+        pending = kind == b"pending"
+        received = self._receive(True, again, pending) + self._receive(False, plain, pending)
+        self._ends = {True: again_end.decode(), False: plain_end.decode()}
+        gone = [(keys.again(group), again_gone), (keys.stream, plain_gone)]
+        missing = [Missing(stream, [one.decode() for one in ids]) for stream, ids in gone if ids]
+        return Delivered(now_ms, pending, received, missing)
+
+    def _receive(self, again: bool, entries: list[Any], pending: bool) -> list[Received]:
+        how = "reclaimed" if pending else "retry" if again else "new"
+        found = [
+            receive(self._keys, self._partition, again, how, self._codec, *entry, epoch=self._epoch)  # type: ignore[arg-type]
+            for entry in entries
+        ]
+        if found:
+            self._after[again] = found[-1].delivery.entry_id
+        return found
+
+    async def wait(self, redis: Executes, block_ms: int) -> None:
+        """After an empty read: until something new may be there, at most `block_ms`. Takes nothing, so anybody may."""
+        keys, group = self._keys, self._group
+        streams = (keys.stream, keys.again(group), self._ends[False], self._ends[True])
+        await redis.execute("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *streams)
+
+
+def _next_id(entry_id: str) -> str:
+    """The smallest id after this one that an entry can have."""
+    ms, _, sequence = entry_id.partition("-")
+    return f"{ms}-{int(sequence) + 1}" if int(sequence) < 2**64 - 1 else f"{int(ms) + 1}-0"
