@@ -19,8 +19,9 @@ from streamlib.metrics.worker import WorkerMetrics
 from streamlib.producer import Topic
 from streamlib.read_model import Index, ReadModel
 from streamlib.redisio import registry, server
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
+from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.durability import check_durability
+from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.redisio.limits import read_limits
 from streamlib.redisio.publisher import Publisher
 from streamlib.retry import Retry
@@ -105,8 +106,8 @@ class App:
         The annotation says which events it gets; types that no handler of the group takes are skipped. `timeout` is in
         seconds, for one run. `concurrency` bounds the runs at once in one process (default worker.concurrency).
         `rate` ("100/s", or per m, h, d) and `group_concurrency` bound the group over all its workers: events started
-        per time, retries included, evenly spread (in the long run 95 of "100/s", 99.9 of "100/m"), and events in handlers at once. All handlers of a group declare
-        the same.
+        per time, retries included, evenly spread (in the long run 95 of "100/s", 99.9 of "100/m"), and events in
+        handlers at once. All handlers of a group declare the same.
         `rerun="never"` sends an event whose run failed or crashed to the dead letters. Raises DeclarationError.
         The group's name is state: renamed, it starts anew at the first event.
         """

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import Struct
@@ -17,7 +18,7 @@ from streamlib.keys import check_namespace
 
 ENV_PREFIX = "STREAMLIB_"
 _USERINFO = re.compile(r"^(\w+://)([^:@/]*):.*@")
-_PASSWORD = re.compile(r"([?&]password=)[^&]*")
+_OPTION = re.compile(r"([?&])([^=&]*)=([^&]*)")
 
 
 class RedisSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -154,9 +155,16 @@ def load_settings(
 
 
 def redact(url: str) -> str:
-    """The URL without its password, for logs and errors."""
-    shown = _USERINFO.sub(r"\1\2:***@", url)
-    return _PASSWORD.sub(r"\1***", shown)
+    """The URL without its passwords, for logs and errors."""
+    return _USERINFO.sub(r"\1\2:***@", _OPTION.sub(_without_password, url))
+
+
+def _without_password(option: re.Match[str]) -> str:
+    """An @ stays: what stands before it may be the first half of a password that is not percent-encoded."""
+    mark, name, value = option.groups()
+    if not unquote(name).endswith("password"):
+        return option[0]
+    return f"{mark}{name}=***{'@' if '@' in value else ''}"
 
 
 def _from_file(file: Path | None) -> dict[str, Any]:

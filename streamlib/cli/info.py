@@ -23,8 +23,9 @@ _COLUMNS = ("group", "kind", "lag", "pending", "retrying", "dead", "consumers", 
 def command(given: Given, topic: str | None, as_json: bool) -> None:
     """Show topics and their groups, or one TOPIC: what waits, what is under way, what died.
 
-    delayed counts events that are not due yet, lag events never delivered to the group, pending those delivered and not finished, retrying those
-    that come again, dead its dead letters; oldest_seconds is the age of the oldest one not finished.
+    delayed counts events that are not due yet, lag events never delivered to the group, pending those delivered and
+    not finished, retrying those that come again, dead its dead letters; oldest_seconds is the age of the oldest one
+    not finished.
     """
     settings = given.settings()
 

@@ -71,8 +71,8 @@ def command(given: Given, app_path: str, topic_name: str, file: BinaryIO, strict
     """Publish the events in FILE (or standard input, -) into TOPIC of APP, given as module:attribute.
 
     Each line is {"type": ..., "data": {...}} with, if wanted, "id", "key", "version" and "delay" (seconds). A
-    line that fails is named on stderr and the rest goes on; the exit code is 6 then. Lines with an id may be sent again safely
-    into topics with a dedup window.
+    line that fails is named on stderr and the rest goes on; the exit code is 6 then. Lines with an id may be sent again
+    safely into topics with a dedup window.
     """
     settings = given.settings()
     app = load_app(app_path)

@@ -9,7 +9,8 @@ import msgspec
 
 from streamlib.embedded import resolve
 from streamlib.keys import Keys
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, translate
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.settings import RedisSettings, Settings
 
 

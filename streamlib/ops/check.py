@@ -9,7 +9,8 @@ from typing import Any
 from msgspec import Struct
 
 from streamlib.keys import Keys, StreamKeys
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, error_code
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS, error_code
 from streamlib.redisio.registry import groups_of, topics
 from streamlib.redisio.server import Finding, ServerInfo, probe
 from streamlib.redisio.server import check as check_server

@@ -6,7 +6,8 @@ import random
 import time
 
 from streamlib.metrics.worker import GroupMetrics
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.reader import Reader
 from streamlib.settings import WorkerSettings
 from streamlib.worker.consumer import Consumer

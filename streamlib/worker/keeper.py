@@ -13,7 +13,8 @@ from streamlib.keys import Keys
 from streamlib.metrics.backlog import BacklogGauges
 from streamlib.ops.inspect import TopicInfo, inspect
 from streamlib.redisio import consumers, registry, retention
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.settings import Settings
 from streamlib.topic import TopicSpec
 from streamlib.worker.unit import GroupUnit

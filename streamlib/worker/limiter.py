@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable
 
 from streamlib.metrics.worker import GroupMetrics
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor, SyncClient
+from streamlib.redisio.connection import RedisDoor, SyncClient
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.limits import HORIZON_US, Grant, Limits, Request, admit, keep_share
 
 UNLIMITED = 1_000_000_000

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from streamlib.errors import RedisError
-from streamlib.redisio.connection import CLIENT_ERRORS, error_code
+from streamlib.redisio.failures import CLIENT_ERRORS, error_code
 
 logger = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 5.0
@@ -59,6 +59,18 @@ async def end(tasks: Iterable[asyncio.Task[Any]], *, grace_s: float = 0.0) -> bo
     for task in waiting:
         logger.error("task_does_not_end", extra={"task": task.get_name()})
     return not waiting
+
+
+async def first_set(*events: asyncio.Event, timeout_s: float | None = None) -> None:
+    """Wait until one of the events is set, at most `timeout_s`."""
+    if any(event.is_set() for event in events):
+        return
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 async def _try_heal(name: str, heal: Heal, on_error: Callable[[str, Exception], None]) -> None:

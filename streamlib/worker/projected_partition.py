@@ -13,7 +13,8 @@ from streamlib.keys import Keys
 from streamlib.message import entry_order
 from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.commits import MAX_BYTES, MAX_EVENTS, Verdict
-from streamlib.redisio.connection import CLIENT_ERRORS, Lane, RedisDoor
+from streamlib.redisio.connection import Lane, RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.indexes import ViewKeys
 from streamlib.redisio.ownership import release, renew, take
 from streamlib.redisio.registry import last_id, live_types

@@ -8,7 +8,8 @@ from typing import Any
 
 from streamlib.keys import Keys
 from streamlib.metrics.worker import GroupMetrics
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.registry import declare_types
 from streamlib.settings import Settings
 from streamlib.worker.pausing import Gate

@@ -1,4 +1,4 @@
-"""A thread that renews this process's claims, also while the event loop is blocked, and ends a hung process."""
+"""A thread that renews what this process claimed or owns, also while the event loop is blocked; ends a hung process."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from streamlib.redisio.claims import Held, renew
-from streamlib.redisio.connection import CLIENT_ERRORS, RETRYABLE, RedisDoor, SyncClient, classify
+from streamlib.redisio.connection import RedisDoor, SyncClient
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.settings import WorkerSettings
 from streamlib.worker.inflight import InFlight
 
 logger = logging.getLogger(__name__)
 _CHUNK = 500
+
+Renewal = tuple[str, Callable[[SyncClient], None]]
+"""What it is called, and how to renew it; raises what the client raises."""
+
 EXIT_STALLED = 1
 
 
@@ -40,6 +46,7 @@ class Renewer:
         window_ms: int,
         loop: asyncio.AbstractEventLoop,
         on_error: Callable[[str, Exception], None],
+        owned: Callable[[], Sequence[Renewal]] = tuple,
     ) -> None:
         self._door = door
         self._inflight = inflight
@@ -49,6 +56,8 @@ class Renewer:
         self._window_ms = window_ms
         self._loop = loop
         self._on_error = on_error
+        self._owned = owned
+        self._failures: dict[str, float] = {}
         self._period_s = settings.lease_ms / 4000
         self._stop = threading.Event()
         self._beats = 0
@@ -68,23 +77,38 @@ class Renewer:
         self._beats += 1
 
     def run_once(self, client: SyncClient) -> None:
-        """Renew everything that is in flight now. Raises what the client raises.
+        """Renew everything that is in flight or owned now. Raises the last of what the client raised.
 
-        A stream that Redis refuses for a reason of its own (wrong type, no group) keeps no other from its renewal.
+        What fails, for whatever reason, keeps nothing else from its renewal: everything is tried, and what failed last
+        time comes last. Of that, no more is tried once half a period is over: a lost shard that answers none of many
+        must not make this round longer than the leases of the others.
         """
-        refused: Exception | None = None
-        for group in self._inflight.by_stream().values():
-            for start in range(0, len(group), _CHUNK):
-                try:
-                    self._renew(client, group[start : start + _CHUNK])
-                except CLIENT_ERRORS as error:
-                    if classify(error) in RETRYABLE:
-                        raise
-                    refused = error
-        if refused is not None:
-            raise refused
+        failed: dict[str, Exception] = {}
+        give_up_at = time.monotonic() + self._period_s / 2
+        for name, renewal in sorted(self._due(), key=lambda named: self._failures.get(named[0], 0.0)):
+            if name in self._failures and failed and time.monotonic() > give_up_at:
+                continue
+            try:
+                renewal(client)
+            except CLIENT_ERRORS as error:
+                failed[name] = error
+                self._failures[name] = time.monotonic()
+            else:
+                self._failures.pop(name, None)
+        for last in failed.values():
+            raise last
 
-    def _renew(self, client: SyncClient, chunk: list[Held]) -> None:
+    def _due(self) -> list[Renewal]:
+        """Everything to renew: what it is called, and how."""
+        chunks = [
+            (f"{stream}:{group}:{again}:{start}", held[start : start + _CHUNK])
+            for (stream, group, again), held in self._inflight.by_stream().items()
+            for start in range(0, len(held), _CHUNK)
+        ]
+        claims: list[Renewal] = [(name, partial(self._renew, chunk)) for name, chunk in chunks]
+        return [*self._owned(), *claims]
+
+    def _renew(self, chunk: list[Held], client: SyncClient) -> None:
         lost = set(
             renew(
                 client,

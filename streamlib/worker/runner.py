@@ -19,7 +19,8 @@ from streamlib.errors import StreamlibError
 from streamlib.keys import Keys
 from streamlib.metrics.worker import WorkerMetrics
 from streamlib.ops.inspect import TopicInfo, inspect
-from streamlib.redisio.connection import RedisDoor, error_kind
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import error_kind
 from streamlib.redisio.publisher import Publisher
 from streamlib.settings import Settings
 from streamlib.topic import TopicSpec

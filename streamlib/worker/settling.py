@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from streamlib.metrics.worker import GroupMetrics
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
+from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.settler import Settlement, settle
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.work import Ended, Group

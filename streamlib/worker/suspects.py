@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from msgspec import Struct
 
 from streamlib.redisio.claims import Claimed, Verdict
-from streamlib.redisio.connection import CLIENT_ERRORS, RETRYABLE, ErrorClass, classify
 from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.failures import CLIENT_ERRORS, RETRYABLE, ErrorClass, classify
 from streamlib.redisio.reader import Received
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.lanes import Lanes

@@ -15,7 +15,8 @@ from msgspec import Struct
 from streamlib.keys import Keys
 from streamlib.metrics.worker import WorkerMetrics
 from streamlib.redisio import consumers, registry
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.publisher import Publisher
 from streamlib.redisio.reader import Reader
 from streamlib.settings import Settings

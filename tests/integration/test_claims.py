@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from streamlib.redisio.connection import CLIENT_ERRORS
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.settler import bury, done, give_back, retry
 from tests.helpers.delivering import GROUP, LEASE_MS, WINDOW_MS, Partition, a_partition
 from tests.helpers.settling import FAILURE

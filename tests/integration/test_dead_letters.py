@@ -15,9 +15,10 @@ from streamlib.message import Message
 from streamlib.ops.dead_letters import FOREIGN, DeadLetters, Filters, Found
 from streamlib.redisio import dead_letters as stored
 from streamlib.redisio.again import Again, unpack
-from streamlib.redisio.connection import CLIENT_ERRORS, RedisDoor
+from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.dead_letter import Failure, Reason, dead_letter_fields
 from streamlib.redisio.dead_letters import PAGE, Replay
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.registry import declare_group, declare_topic
 from streamlib.settings import RedisSettings
 from streamlib.topic import TopicSpec

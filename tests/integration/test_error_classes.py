@@ -12,15 +12,8 @@ import pytest
 import redis
 
 from streamlib.errors import RedisUnavailable, RedisUnfit, StreamlibError, WrongKeyType
-from streamlib.redisio.connection import (
-    CLIENT_ERRORS,
-    ErrorClass,
-    RedisDoor,
-    classify,
-    error_code,
-    error_kind,
-    translate,
-)
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS, ErrorClass, classify, error_code, error_kind, translate
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.publishing import open_door
 from tests.helpers.servers import HOST, RedisProc, free_port

@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from streamlib.errors import RedisUnavailable
-from streamlib.redisio.connection import ErrorClass, RedisDoor, classify
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import ErrorClass, classify
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.publishing import open_door
 from tests.helpers.servers import HOST, RedisProc, free_port

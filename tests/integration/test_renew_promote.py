@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from streamlib.redisio.claims import Held, renew
-from streamlib.redisio.connection import CLIENT_ERRORS, SyncClient
+from streamlib.redisio.connection import SyncClient
 from streamlib.redisio.consumers import remove, remove_idle
 from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.retries import promote
 from streamlib.redisio.settler import done, give_back, retry
 from streamlib.settings import WorkerSettings

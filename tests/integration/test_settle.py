@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from streamlib.redisio.again import unpack
-from streamlib.redisio.connection import CLIENT_ERRORS
 from streamlib.redisio.dead_letter import parse_dead_letter
 from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.settler import ack, bury, done, give_back, retry
 from tests.helpers.delivering import GROUP, WINDOW_MS, Partition, a_partition
 from tests.helpers.servers import RedisProc

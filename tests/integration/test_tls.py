@@ -11,7 +11,8 @@ import redis
 import trustme
 
 from streamlib.errors import RedisUnavailable
-from streamlib.redisio.connection import CLIENT_ERRORS, ErrorClass, RedisDoor, classify, translate
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS, ErrorClass, classify, translate
 from tests.cli.conftest import SHOP, command_line, environment
 from tests.helpers.publishing import open_door
 from tests.helpers.servers import HOST, RedisProc

@@ -231,10 +231,12 @@ def test_one_member_per_row_and_index() -> None:
         "{t}:view:v:1:by:price": (b"r", 1.5),
         "{t}:view:v:1:by:price:1.5": (b"r", 0.0),
         "{t}:view:v:1:by:name": ("ärm\x00r".encode(), 0.0),
+        "{t}:view:v:1:rows": (b"r", 0.0),
     }
     assert list(indexes.entries(keys, "r", Item(name=None, price=None))) == [
         "{t}:view:v:1:by:name:\x00none",
         "{t}:view:v:1:by:price:\x00none",
+        "{t}:view:v:1:rows",
     ]
 
 
