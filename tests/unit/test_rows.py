@@ -234,9 +234,9 @@ def test_one_member_per_row_and_index() -> None:
         "{t}:view:v:1:rows": (b"r", 0.0),
     }
     assert list(indexes.entries(keys, "r", Item(name=None, price=None))) == [
+        "{t}:view:v:1:rows",
         "{t}:view:v:1:by:name:\x00none",
         "{t}:view:v:1:by:price:\x00none",
-        "{t}:view:v:1:rows",
     ]
 
 
