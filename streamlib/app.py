@@ -27,7 +27,7 @@ from streamlib.redisio.publisher import Publisher
 from streamlib.retry import Retry
 from streamlib.settings import Settings, load_settings
 from streamlib.topic import TopicSpec, Unknown
-from streamlib.worker.handlers import GroupSpec, read_handler
+from streamlib.worker.handlers import GroupSpec, OnDead, Ordering, read_handler
 from streamlib.worker.projection import OnError, Projection
 from streamlib.worker.runner import Worker, WorkerParts
 
@@ -95,7 +95,8 @@ class App:
         group: str,
         retry: Retry | None = None,
         timeout: float = 900.0,
-        ordering: str = "none",
+        ordering: Ordering = "none",
+        on_dead: OnDead = "continue",
         concurrency: int | None = None,
         rate: str | None = None,
         group_concurrency: int | None = None,
@@ -108,12 +109,13 @@ class App:
         `rate` ("100/s", or per m, h, d) and `group_concurrency` bound the group over all its workers: events started
         per time, retries included, evenly spread (in the long run 95 of "100/s", 99.9 of "100/m"), and events in
         handlers at once. All handlers of a group declare the same.
+        With `ordering="key"` the events of one key run one at a time, in stream order, also across crashes and retries;
+        other keys run beside it. A failing event keeps its own key waiting; after the last attempt it goes to the dead
+        letters and the key goes on, or with `on_dead="block"` the key stands still until an operator runs
+        `streamlib keys resume` or `skip`.
         `rerun="never"` sends an event whose run failed or crashed to the dead letters. Raises DeclarationError.
         The group's name is state: renamed, it starts anew at the first event.
         """
-        if ordering != "none":
-            raise DeclarationError(f"group {group!r}: ordering={ordering!r}; this version supports 'none'")
-
         def declare(function: F) -> F:
             spec = read_handler(
                 function,
@@ -122,6 +124,8 @@ class App:
                 concurrency=concurrency,
                 rerun=rerun,
                 limits=read_limits(f"group {group!r}", rate, group_concurrency),
+                ordering=ordering,
+                on_dead=on_dead,
             )
             self._check_group_name(topic, group, self.projections)
             known = self.groups.get((topic.name, group)) or GroupSpec(topic.spec, group)
@@ -240,7 +244,7 @@ class App:
             await check_durability(door, topic.spec)
             await registry.declare_topic(door, self.keys, topic.spec)
         for spec in self.groups.values():
-            await registry.declare_group(door, self.keys, spec.topic, spec.group, "handler", spec.type_names)
+            await registry.declare_group(door, self.keys, spec.topic, spec.group, spec.kind, spec.type_names)
         for view in self.projections.values():
             await registry.declare_group(door, self.keys, view.topic, view.name, "projection", view.type_names)
 

@@ -36,7 +36,8 @@ class RedisSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one worker process works. `lease_ms` is how long a claim holds unless it is renewed."""
+    """How one worker process works. `lease_ms` is how long a claim holds unless it is renewed, `parked` how many events
+    of one partition of an ordered group may wait in memory before it is read no further."""
 
     concurrency: int = 16
     processes: int = 1
@@ -49,6 +50,7 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stall_s: float = 60.0
     crash_limit: int = 3
     unknown_ttl_s: float = 86_400.0
+    parked: int = 10_000
     http: str = "127.0.0.1:9464"
 
     def __post_init__(self) -> None:
@@ -119,6 +121,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "worker.drain_s": (0, 86_400),
     "worker.stall_s": (1, 86_400),
     "worker.crash_limit": (1, 100),
+    "worker.parked": (1, 10_000_000),
     "worker.unknown_ttl_s": (0, 365 * 86_400),
     "idempotency.window_s": (1, 365 * 86_400),
     "retention.max_age_s": (0, 100 * 365 * 86_400),

@@ -29,7 +29,7 @@ class Metric(Struct, frozen=True):
 
 DELIVERIES = ("new", "reclaimed", "retry")
 OWNERSHIP_CHANGES = ("taken", "released", "lost")
-OUTCOMES = ("ok", "retry", "dead", "skipped", "duplicate", "released")
+OUTCOMES = ("ok", "retry", "dead", "halted", "skipped", "duplicate", "released")
 
 _GROUP = ("topic", "group")
 _HANDLER_S = (
@@ -85,6 +85,18 @@ METRICS: tuple[Metric, ...] = (
         (*_GROUP, "change"),
     ),
     Metric("partitions_owned", "gauge", "Partitions that this process owns.", _GROUP),
+    Metric(
+        "parked_events",
+        "gauge",
+        "Events of an ordered group that wait in this process behind a failing one of their key, it included.",
+        _GROUP,
+    ),
+    Metric(
+        "full_partitions",
+        "gauge",
+        "Owned partitions that are not read, for worker.parked events wait there.",
+        _GROUP,
+    ),
     Metric("inflight_events", "gauge", "Events claimed by this process and not settled.", _GROUP),
     Metric("concurrency_limit", "gauge", "Events this process may run at once."),
     Metric("worker_ready", "gauge", "1 while this process can claim work."),

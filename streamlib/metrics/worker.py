@@ -169,6 +169,8 @@ class GroupMetrics:
         self._ownership = {name: changes.labels(topic, group, name) for name in OWNERSHIP_CHANGES}
         self._owned = made.gauges["partitions_owned"].labels(topic, group)
         self._inflight = made.gauges["inflight_events"].labels(topic, group)
+        self._parked = made.gauges["parked_events"].labels(topic, group)
+        self._full = made.gauges["full_partitions"].labels(topic, group)
         self._last_poll = made.gauges["last_poll_timestamp_seconds"].labels(topic, group)
 
     def received(self, delivery: str, n: int) -> None:
@@ -233,6 +235,11 @@ class GroupMetrics:
         """One partition was taken (`by` 1), released or lost (-1), else KeyError."""
         self._ownership[change].inc()
         self._owned.inc(by)
+
+    def parked(self, events: int, full: int) -> None:
+        """So many events wait behind failing ones of their key, and so many partitions are not read for that."""
+        self._parked.set(events)
+        self._full.set(full)
 
     def polled(self) -> None:
         """Redis answered a read of this group just now."""

@@ -17,7 +17,7 @@ from streamlib.topic import TopicSpec
 
 T = TypeVar("T")
 
-GroupKind = Literal["handler", "projection"]
+GroupKind = Literal["handler", "ordered", "projection"]
 
 TYPES_LIVE_S = 3_600.0
 """How long a type counts as handled since a worker last said so, every half minute: long enough for an outage."""
@@ -51,7 +51,7 @@ async def declare_group(
     """Register the group and create it on every partition; what exists stays as it is.
 
     A new group begins with the first entry; one that was lost, where retention last saw it. `kind` is
-    "handler" (which also gets its `again` streams) or "projection". `types` join those that other workers
+    "handler" or "ordered" (which also get their `again` streams) or "projection". `types` join those that other workers
     declared. Raises DeclarationError if the group is of the other kind, WrongKeyType and RedisError.
     Registering comes first: from then on retention keeps everything for the group.
     """
@@ -66,8 +66,8 @@ async def declare_group(
     stored = await _persist(redis, register)
     if stored != kind:
         raise DeclarationError(
-            f"group {group!r} of topic {topic.name!r} is a {stored} in Redis, but is declared as a {kind}; "
-            "choose another name, or remove the old group first: streamlib groups rm {topic.name} {group}"
+            f"group {group!r} of topic {topic.name!r} is of kind {stored!r} in Redis, but is declared as {kind!r}; "
+            f"choose another name, or remove the old group first: streamlib groups rm {topic.name} {group}"
         )
 
     async def create() -> None:

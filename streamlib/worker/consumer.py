@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from streamlib.errors import UnknownType
+from streamlib.errors import Fenced, UnknownType
 from streamlib.event import Event
 from streamlib.message import entry_time_ms
 from streamlib.redisio.claims import Claimed, Verdict, claim
@@ -19,7 +19,7 @@ from streamlib.redisio.settler import ack, give_back
 from streamlib.topic import TopicSpec
 from streamlib.worker.claiming import Claiming
 from streamlib.worker.decoding import Decoding
-from streamlib.worker.inbox import Inbox
+from streamlib.worker.inbox import Inbox, Waits
 from streamlib.worker.inflight import InFlight, Key
 from streamlib.worker.lanes import Lanes
 from streamlib.worker.limiter import AHEAD_S
@@ -30,6 +30,7 @@ from streamlib.worker.work import Ended, Work
 logger = logging.getLogger(__name__)
 _CLAIM_BATCH = 500
 _CANCEL_GRACE_S = 2.0
+_AFTER_S = 0.005
 
 Choice = tuple[Received, Lanes | None]
 """An entry on its way, with the lanes that its event needs, if it needs any."""
@@ -38,7 +39,7 @@ Choice = tuple[Received, Lanes | None]
 class Consumer:
     """Admits deliveries: every one of them leaves as exactly one outcome, or stays pending for the reclaimer."""
 
-    def __init__(self, parts: Parts, lanes_for: Callable[..., Lanes]) -> None:
+    def __init__(self, parts: Parts, lanes_for: Callable[..., Lanes], inbox: Waits | None = None) -> None:
         self._parts = parts
         self._topic: TopicSpec = parts.spec.topic
         self._group = parts.group
@@ -49,19 +50,18 @@ class Consumer:
         self._by_class: Mapping[type[Event], Lanes] = {
             cls: lanes for lanes in self._lanes for cls in lanes.handler.events
         }
-        self._inbox = Inbox()
+        self._inbox: Waits = inbox if inbox is not None else Inbox(self.wake_up)
         self._claiming = Claiming(self._claim_ended)
         self._strangers: list[Received] = []
         self._waiting: set[Key] = set()
         self.suspects = Suspects(parts, self._steps())
-        self._busy: dict[asyncio.TimerHandle, Received] = {}
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._elsewhere: frozenset[str] = frozenset()
         self._stopping = False
         self._closed = False
         self._limiter = parts.limiter
-        self._limiter.on_more = self._wake_up
+        self._limiter.on_more = self.wake_up
         parts.gate.on_change(self._paused_or_resumed)
 
     @property
@@ -117,9 +117,10 @@ class Consumer:
             taken[one.delivery.how] += 1
         for how, number in taken.items():
             self._parts.metrics.received(how, number)
-        self._wake_up()
+        self.wake_up()
 
-    def _wake_up(self) -> None:
+    def wake_up(self) -> None:
+        """Something may be admitted now."""
         self._wake.set()
 
     def _claim_ended(self) -> None:
@@ -235,7 +236,11 @@ class Consumer:
 
     async def _claim_chunk(self, chunk: list[Choice]) -> None:
         once = partial(self._claim, [received.delivery for received, _ in chunk])
-        claimed = await self._parts.door.persist(once, give_up_s=None, on_error=self._parts.on_error)
+        try:
+            claimed = await self._parts.door.persist(once, give_up_s=None, on_error=self._parts.on_error)
+        except Fenced:
+            self._fenced(chunk)
+            return
         for (received, lanes), answer in zip(chunk, claimed, strict=True):
             self._sort(received, lanes, answer)
 
@@ -250,6 +255,15 @@ class Consumer:
             take_suspects=take_suspects,
         )
 
+    def _fenced(self, chunk: Sequence[Choice]) -> None:
+        """Their partition is another worker's by now: what is left of them here is of no use."""
+        for received, lanes in chunk:
+            self._limiter.unused(0 if lanes is None else 1)
+            self._leave(received)
+            self._inbox.dropped(received.delivery)
+        delivery = chunk[0][0].delivery
+        self._parts.on_fenced(delivery.partition, delivery.epoch)
+
     def _sort(self, received: Received, lanes: Lanes | None, answer: Claimed) -> None:
         """What follows from the answer to a claim."""
         delivery = received.delivery
@@ -260,10 +274,11 @@ class Consumer:
         if answer.verdict is Verdict.DUPLICATE:
             self._parts.settling.put(Ended(ack(delivery), "duplicate"))
         elif answer.verdict is Verdict.BUSY:
-            self._ask_again(received, answer.number)
+            self._inbox.later(received, answer.number / 1000 + _AFTER_S)
         elif answer.verdict is Verdict.SUSPECT:
             if lanes is None:
                 lanes = self._lanes[0]
+            self._inbox.aside(delivery)
             self.suspects.put(received, lanes)
         else:
             self._start(received, lanes)
@@ -293,7 +308,16 @@ class Consumer:
             settle=self._hold_to_settle,
             lanes_of=self._lanes_of,
             bury=self._decoding.bury,
+            aside=self._inbox.aside,
+            resumed=self._resumed,
+            fenced=lambda received, lanes: self._fenced([(received, lanes)]),
         )
+
+    def _resumed(self, received: Received) -> bool:
+        if self._inbox.resumed(received.delivery):
+            return True
+        self._leave(received)
+        return False
 
     def _hold_to_settle(self, delivery: Delivery, ended: Ended) -> None:
         self._hold(delivery, _ignore)
@@ -306,18 +330,6 @@ class Consumer:
     def _hold(self, delivery: Delivery, on_lost: Callable[[], None]) -> None:
         self._parts.inflight.add(delivery, self._group.group, on_lost)
 
-    def _ask_again(self, received: Received, left_ms: int) -> None:
-        """Another worker holds this very entry: ask when its claim has run out, unless it is renewed or settled."""
-
-        def again() -> None:
-            self._busy.pop(handle, None)
-            if not self._stopping:
-                self._inbox.add(received)
-                self._wake_up()
-
-        handle = asyncio.get_running_loop().call_later(left_ms / 1000 + 0.005, again)
-        self._busy[handle] = received
-
     # -- pause ----------------------------------------------------------------------------------------------------
 
     def _paused_or_resumed(self) -> None:
@@ -326,7 +338,24 @@ class Consumer:
             self._limiter.want(0)
             for lanes in self._lanes:
                 self._hand_back(lanes.take_back())
-        self._wake_up()
+        self.wake_up()
+
+    # -- partitions that come and go ------------------------------------------------------------------------------
+
+    def give_up(self, partition: int, *, lost: bool) -> None:
+        """Start nothing more of a partition: hand back what did not start. One that was `lost` is another worker's:
+        cancel what runs too; nothing of it would count."""
+        for lanes in self._lanes:
+            if not lost:
+                self._hand_back(lanes.take_back(partition))
+            for work in lanes.works() if lost else ():
+                if work.delivery.partition == partition:
+                    lanes.discard(work)
+
+    def forget(self, received: Sequence[Received]) -> None:
+        """These wait here no longer, for their partition is given up."""
+        for one in received:
+            self._leave(one)
 
     # -- endings --------------------------------------------------------------------------------------------------
 
@@ -339,7 +368,8 @@ class Consumer:
         elif work.lost:
             self._parts.inflight.remove(work.delivery, self._group.group)
             self._parts.metrics.lease_lost(1)
-        self._wake_up()
+            self._inbox.dropped(work.delivery)
+        self.wake_up()
 
     def stop_admitting(self) -> None:
         """Claim and start nothing more; `run` ends after the claim that is under way."""
@@ -347,15 +377,13 @@ class Consumer:
         self._limiter.want(0)
         self._hand_back_unstarted()
         self._room.set()
-        self._wake_up()
+        self.wake_up()
 
     def stop(self) -> None:
         """After `run` has ended: hand back what did not start, its attempt unspent."""
-        for handle in self._busy:
-            handle.cancel()
-        self._busy.clear()
         for received in [*self._inbox.drain(), *self._strangers]:
-            self._parts.settling.put(Ended(give_back(received.delivery, claimed=False), "released"))
+            if not received.delivery.epoch:  # what an owner did not start stays pending for the next one
+                self._parts.settling.put(Ended(give_back(received.delivery, claimed=False), "released"))
         self._strangers.clear()
         self._hand_back_unstarted()
 

@@ -17,6 +17,8 @@ from streamlib.retry import Retry
 from streamlib.topic import TopicSpec
 
 Function = Callable[..., Any]
+Ordering = Literal["none", "key"]
+OnDead = Literal["continue", "block"]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -34,6 +36,8 @@ class HandlerSpec(Struct, frozen=True, kw_only=True, eq=False):
     concurrency: int | None = None
     rerun: Literal["ok", "never"] = "ok"
     limits: Limits = Limits()
+    ordering: Ordering = "none"
+    on_dead: OnDead = "continue"
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0:
@@ -42,6 +46,19 @@ class HandlerSpec(Struct, frozen=True, kw_only=True, eq=False):
             raise DeclarationError(f"handler {self.name}: concurrency={self.concurrency}, not 1 to 10000")
         if self.rerun not in ("ok", "never"):
             raise DeclarationError(f"handler {self.name}: rerun={self.rerun!r}; choose 'ok' or 'never'")
+        if self.ordering not in ("none", "key"):
+            raise DeclarationError(f"handler {self.name}: ordering={self.ordering!r}; choose 'none' or 'key'")
+        if self.on_dead not in ("continue", "block"):
+            raise DeclarationError(f"handler {self.name}: on_dead={self.on_dead!r}; choose 'continue' or 'block'")
+        if self.on_dead == "block" and self.ordering == "none":
+            raise DeclarationError(
+                f"handler {self.name}: on_dead='block' stops a key; without ordering='key' no key waits for anything"
+            )
+        if self.ordering == "key" and self.is_batch:
+            raise DeclarationError(
+                f"handler {self.name}: ordering='key' runs the events of a key one after another, a batch handler gets "
+                "many at once; take single events, or ordering='none'"
+            )
 
 
 class GroupSpec(Struct, frozen=True, eq=False):
@@ -58,6 +75,21 @@ class GroupSpec(Struct, frozen=True, eq=False):
     def limits(self) -> Limits:
         """What all workers of the group together may do; every handler says the same."""
         return self.handlers[0].limits if self.handlers else Limits()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether events of one key run one after another, on a partition that one worker owns."""
+        return bool(self.handlers) and self.handlers[0].ordering == "key"
+
+    @property
+    def kind(self) -> Literal["handler", "ordered"]:
+        """What the registry knows the group as."""
+        return "ordered" if self.ordered else "handler"
+
+    @property
+    def on_dead(self) -> OnDead:
+        """Whether a key stands still at an event that would go to the dead letters."""
+        return self.handlers[0].on_dead if self.handlers else "continue"
 
     @property
     def type_names(self) -> frozenset[str]:
@@ -79,13 +111,29 @@ class GroupSpec(Struct, frozen=True, eq=False):
                 raise DeclarationError(
                     f"handler {handler.name}: topic {self.topic.name!r} does not declare {cls.__name__}"
                 )
+        self._check_alike(handler)
+        return GroupSpec(self.topic, self.group, (*self.handlers, handler))
+
+    def _check_alike(self, handler: HandlerSpec) -> None:
+        """What belongs to the group is said alike by each of its handlers."""
+        if handler.ordering == "key" and self.topic.key is None:
+            raise DeclarationError(
+                f"handler {handler.name}: ordering='key', but topic {self.topic.name!r} is declared without key="
+            )
+        for name in ("ordering", "on_dead"):
+            mine, theirs = getattr(handler, name), getattr(self.handlers[0], name) if self.handlers else None
+            if theirs not in (None, mine):
+                raise DeclarationError(
+                    f"group {self.group!r} of topic {self.topic.name!r}: handler {handler.name} declares "
+                    f"{name}={mine!r} and {self.handlers[0].name} {name}={theirs!r}; it belongs to the group: declare "
+                    "the same for both, or give one of them another group"
+                )
         if self.handlers and handler.limits != self.limits:
             raise DeclarationError(
                 f"group {self.group!r} of topic {self.topic.name!r}: handler {handler.name} declares another rate= or "
                 f"group_concurrency= than {self.handlers[0].name}; they belong to the group: declare the "
                 "same for both, or give one of them another group"
             )
-        return GroupSpec(self.topic, self.group, (*self.handlers, handler))
 
 
 def read_handler(function: Function, **options: Any) -> HandlerSpec:

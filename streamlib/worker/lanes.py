@@ -30,6 +30,7 @@ class Lanes:
         batch: int,
         on_end: OnEnd,
         on_room: Callable[[], None],
+        may_start: Callable[[Work], bool] | None = None,
     ) -> None:
         self.handler = handler
         self._executor = executor
@@ -37,6 +38,7 @@ class Lanes:
         self._batch = batch if handler.is_batch else 1
         self._on_end = on_end
         self._on_room = on_room
+        self._may_start = may_start
         self._ready: deque[Work] = deque()
         self._bug: BaseException | None = None
         self.waiting_bytes = 0
@@ -109,12 +111,16 @@ class Lanes:
         self._wake.set()
         return self.take_back()
 
-    def take_back(self) -> list[Work]:
-        """The work that did not start; it waits here no more."""
-        unstarted = list(self._ready)
-        self._ready.clear()
-        self.waiting_bytes = 0
+    def take_back(self, partition: int | None = None) -> list[Work]:
+        """The work that did not start, all or of one partition; it waits here no more."""
+        unstarted = [work for work in self._ready if partition in (None, work.delivery.partition)]
+        self._ready = deque(work for work in self._ready if partition not in (None, work.delivery.partition))
+        self.waiting_bytes = sum(work.delivery.size for work in self._ready)
         return unstarted
+
+    def works(self) -> list[Work]:
+        """All that is claimed for this handler: what waits, and what runs."""
+        return [*self._ready, *(work for works in self._running.values() for work in works)]
 
     def cancel(self) -> None:
         """Cancel the handlers that run now."""
@@ -177,8 +183,13 @@ class Lanes:
     def _take(self) -> list[Work]:
         works: list[Work] = []
         while not self._stopping and self._ready and len(works) < self._batch:
-            works.append(self._ready.popleft())
-            self.waiting_bytes -= works[-1].delivery.size
+            work = self._ready.popleft()
+            self.waiting_bytes -= work.delivery.size
+            if self._may_start is None or self._may_start(work):
+                works.append(work)
+            else:
+                work.lost = True
+                self._on_end(work, None)
         return works
 
     async def _run(self, works: list[Work]) -> None:

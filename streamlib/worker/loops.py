@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from streamlib.errors import RedisError
 from streamlib.redisio.failures import CLIENT_ERRORS, error_code
@@ -16,7 +17,18 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 5.0
 
 _CANCELS, _CANCEL_S = 10, 0.5
 
+T = TypeVar("T")
+
 Heal = Callable[[], Awaitable[None]]
+
+
+class Never(enum.Enum):
+    """What `unless` answers when it did not wait for the end."""
+
+    NEVER = enum.auto()
+
+
+NEVER = Never.NEVER
 
 
 async def repeat(
@@ -71,6 +83,26 @@ async def first_set(*events: asyncio.Event, timeout_s: float | None = None) -> N
     finally:
         for wait in waits:
             wait.cancel()
+
+
+async def unless(work: Coroutine[Any, Any, T] | asyncio.Task[T], *events: asyncio.Event) -> T | Never:
+    """The result of `work`, or NEVER when one of the events is set before; `work` is cancelled then."""
+    task = work if isinstance(work, asyncio.Task) else asyncio.create_task(work)
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait({task, *waits}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else NEVER
+    finally:
+        for one in (task, *waits):
+            await cancel(one)
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    """End a task whose result nobody wants any more, also one that has failed."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
 
 
 async def _try_heal(name: str, heal: Heal, on_error: Callable[[str, Exception], None]) -> None:

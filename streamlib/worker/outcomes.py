@@ -11,7 +11,7 @@ from streamlib.codec import Fields
 from streamlib.errors import PublishError, RedisUnavailable, Reject, RetryLater, StreamlibError
 from streamlib.redisio.dead_letter import Failure, Reason
 from streamlib.redisio.delivery import Delivery
-from streamlib.redisio.settler import bury, done, give_back, retry
+from streamlib.redisio.settler import bury, done, give_back, halt, retry
 from streamlib.worker.work import Ended, Group, Work
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Outcomes:
                 "delay_ms": delay_ms, "error": failure.error,
             },
         )  # fmt: skip
-        settlement = retry(work.delivery, delay_ms=delay_ms, attempts=attempts)
+        settlement = retry(work.delivery, delay_ms=delay_ms, attempts=attempts, error=failure.error)
         return Ended(settlement, "retry", work.handler.name, seconds, failure, attempts)
 
     def _bury(self, work: Work, failure: Failure, seconds: float | None) -> Ended:
@@ -94,20 +94,15 @@ class Outcomes:
 def bury_as_dead(
     delivery: Delivery, failure: Failure, group: Group, handler: str, attempts: int, seconds: float | None = None
 ) -> Ended:
-    """The outcome that puts a delivery among the dead letters, said in the log too."""
-    settlement = bury(
-        delivery,
-        failure,
-        attempts=attempts,
-        group=group.group,
-        consumer=group.consumer,
-        now_ms=int(time.time() * 1000),
-    )
+    """The outcome that puts a delivery among the dead letters, or halts its key; said in the log too."""
+    now_ms = int(time.time() * 1000)
+    end = halt if group.halts else bury
+    settlement = end(delivery, failure, attempts=attempts, group=group.group, consumer=group.consumer, now_ms=now_ms)
     logger.warning(
-        "dead_lettered",
+        "key_halted" if group.halts else "dead_lettered",
         extra={
             "topic": group.topic, "group": group.group, "handler": handler, "event_id": delivery.event_id,
             "entry_id": delivery.origin_id, "reason": failure.reason, "error": failure.error,
         },
     )  # fmt: skip
-    return Ended(settlement, "dead", handler, seconds, failure, attempts)
+    return Ended(settlement, "halted" if group.halts else "dead", handler, seconds, failure, attempts)

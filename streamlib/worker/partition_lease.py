@@ -47,6 +47,8 @@ class PartitionLease:
         self.epoch = 0
         self.lost = asyncio.Event()
         self.leaving = asyncio.Event()
+        self.since = 0.0
+        """When it was taken last, monotonic seconds."""
         self.standby = False
         """It is known that another worker has this partition, or nobody shall."""
         self._door = door
@@ -145,7 +147,7 @@ class PartitionLease:
         self.lost.clear()
         self.leaving.clear()
         self.standby = False
-        self._until = sent + self._lease_ms / 1000
+        self.since, self._until = sent, sent + self._lease_ms / 1000
         self.epoch = answer.epoch
         self._stopping = asyncio.create_task(self._leave_at(stop))
         self._metrics.ownership_changed("taken", 1)

@@ -32,3 +32,5 @@ class Parts(Struct, frozen=True, kw_only=True):
     live_types: Callable[[], Awaitable[frozenset[str]]]
     limiter: Limiter
     gate: Gate = field(default_factory=Gate)
+    on_fenced: Callable[[int, int], None] = lambda partition, epoch: None
+    """Hears of a partition and epoch that are another worker's by now."""

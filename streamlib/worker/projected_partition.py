@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any, TypeVar
 
 from streamlib.errors import RedisError
@@ -16,7 +17,6 @@ from streamlib.redisio.commits import MAX_BYTES, MAX_EVENTS, Verdict
 from streamlib.redisio.connection import Lane, RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.indexes import ViewKeys
-from streamlib.redisio.ownership import release, renew, take
 from streamlib.redisio.registry import last_id, live_types
 from streamlib.redisio.view_state import (
     ROLLED_BACK,
@@ -30,6 +30,8 @@ from streamlib.redisio.view_state import (
 from streamlib.settings import Settings
 from streamlib.worker.applying import Applier
 from streamlib.worker.folding import Folder, RawEntry, Stop
+from streamlib.worker.loops import NEVER, Never, cancel, first_set, unless
+from streamlib.worker.ownership import Shares
 from streamlib.worker.pausing import Gate
 from streamlib.worker.projection import Projection
 
@@ -38,13 +40,14 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TYPES_LIVE_S = 600.0
-_NEVER = object()
+_LOOK_S = 1.0
 
 
 class Leave(Enum):
     """Why an owner stops projecting."""
 
     STOP = "stop"
+    SHARE = "share"  # another worker is to have it
     FENCED = "fenced"
     HALTED = "halted"
     AWAY = "away"  # only another worker can read what comes next
@@ -52,7 +55,7 @@ class Leave(Enum):
 
 
 class ProjectedPartition:
-    """Projects one partition while it owns it. `epoch` is 0 in standby; `halted` says why it stands still."""
+    """Projects one partition while this process owns it; `halted` says why it stands still."""
 
     def __init__(
         self,
@@ -61,73 +64,69 @@ class ProjectedPartition:
         redis: RedisDoor,
         keys: Keys,
         settings: Settings,
-        worker_id: str,
+        shares: Shares,
         metrics: GroupMetrics,
         gate: Gate | None = None,
     ) -> None:
         self.partition = partition
-        self.epoch = 0
+        self.lease = shares.partition(partition)
         self.halted = ""
-        self.idle = False
+        self._at_end = False
         self._projection = projection
         self._redis = redis
         self._keys = keys
         self._stream = keys.stream(projection.topic.name, partition, projection.topic.partitions)
-        self._owner_key = self._stream.owner(projection.name)
         self._settings = settings.worker
         self._window_ms = int(settings.idempotency.window_s * 1000)
-        self._worker_id = worker_id
+        self._shares = shares
         self._metrics = metrics
         self._gate = gate or Gate()
         self._generation = 0
         self._checkpoint = "0-0"
         self._away_before = ""
+        self._moved = asyncio.Event()
         self._count = MAX_EVENTS
-        self._lost = asyncio.Event()
         self._fields = {"projection": projection.name, "topic": projection.topic.name, "partition": partition}
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is left to do here: it is at its end, stands still, or is another worker's."""
+        return self._at_end if self.lease.held else self.lease.standby
+
     async def run(self, stop: asyncio.Event) -> None:
-        """Take the partition whenever it is free and project it, until `stop` is set."""
+        """Project the partition whenever it is this process's, until `stop` is set."""
         while not stop.is_set():
             try:
-                wait_ms = await self._turn(stop)
+                await self._turn(stop)
                 self.halted = ""
             except (*CLIENT_ERRORS, RedisError) as error:
                 self._halt("projection_failed", str(error))
-                wait_ms = self._settings.reclaim_ms
-            if wait_ms:
-                await self._first(asyncio.sleep(wait_ms / 1000), stop)
+                await first_set(stop, timeout_s=self._settings.reclaim_ms / 1000)
 
-    async def _turn(self, stop: asyncio.Event) -> int:
-        """One try to own; ms to wait before the next."""
+    async def _turn(self, stop: asyncio.Event) -> None:
+        """One ownership, from taking the partition to giving it up."""
         if self._away_before and not await self._may_return(stop):
-            self.idle = True
-            return self._settings.reclaim_ms
-        lease = await self._first(
-            self._persist(lambda: take(self._redis, self._owner_key, self._worker_id, self._settings.lease_ms)),
-            stop,
-        )
-        if lease is _NEVER:
-            return 0
-        if not lease.ours:
-            self.idle = True
-            wait_ms: int = lease.ms_left + 1
-            return min(wait_ms, self._settings.reclaim_ms)
-        self.idle, self.epoch = False, lease.epoch
-        self._lost.clear()
-        log.info("partition_taken", extra={**self._fields, "epoch": self.epoch})
-        renewal = asyncio.create_task(self._renew())
+            await first_set(stop, timeout_s=self._settings.reclaim_ms / 1000)
+            return
+        if await self.lease.acquire(stop) is None:
+            return
+        self._at_end = False
+        self._moved.clear()
+        watching = asyncio.create_task(self._watch_generation())
         lane = self._redis.blocking(self._settings.block_ms)
         try:
             leave = await self._own(lane, stop)
             if leave is Leave.HALTED:
-                await self._stand_still(stop)
+                await self._stand_still()
+            elif leave is Leave.AWAY:
+                self._shares.refuse(self.partition)
+            elif leave is Leave.FENCED:
+                self.lease.fenced()
         finally:
-            await _cancel(renewal)
+            await cancel(watching)
             await lane.close()
-            await self._release()
-        log.info("partition_left", extra={**self._fields, "why": leave.value})
-        return self._settings.reclaim_ms if leave in (Leave.FENCED, Leave.AWAY) else 0
+            await self.lease.release()
+        log.info("projection_left", extra={**self._fields, "why": leave.value})
 
     async def _own(self, lane: Lane, stop: asyncio.Event) -> Leave:
         """Project until something ends it."""
@@ -139,18 +138,18 @@ class ProjectedPartition:
         reading = self._read_after(lane, self._checkpoint)
         try:
             while True:
-                entries = await self._first(reading, stop, self._lost)
-                if self._gate.closed and entries is not _NEVER:  # paused: we stay the owner, and fold what came later
-                    opened = await self._first(self._gate.wait_open(), stop, self._lost)
-                    entries = entries if opened is not _NEVER else _NEVER
-                if entries is _NEVER:
-                    return Leave.STOP if stop.is_set() else Leave.FENCED
+                entries = await self._unless_over(reading)
+                if self._gate.closed and not isinstance(entries, Never):  # paused: we stay the owner, and fold later
+                    opened = await self._unless_over(self._gate.wait_open())
+                    entries = NEVER if isinstance(opened, Never) else entries
+                if isinstance(entries, Never):
+                    return self._why_over(stop)
                 self._metrics.polled()
                 if not entries:
-                    leave = await self._at_end(keys)
+                    leave = await self._look_at_end(keys)
                     reading = self._read_after(lane, self._checkpoint)
                 else:
-                    self.idle = False
+                    self._at_end = False
                     # The next batch comes in while this one is folded.
                     reading = self._read_after(lane, entries[-1].id)
                     leave = await self._project(applier, entries)
@@ -158,15 +157,15 @@ class ProjectedPartition:
                     return leave
                 self.halted = ""
         finally:
-            await _cancel(reading)
+            await cancel(reading)
 
     def _applier(self, keys: ViewKeys) -> Applier:
         return Applier(
-            Folder(self._projection, keys, self.partition, self._worker_id),
+            Folder(self._projection, keys, self.partition, self.lease.worker_id),
             self._redis,
             self._metrics,
-            owner=self._worker_id,
-            epoch=self.epoch,
+            owner=self.lease.worker_id,
+            epoch=self.lease.epoch,
             window_ms=self._window_ms,
             checkpoint=self._checkpoint,
             log_fields=self._fields,
@@ -204,12 +203,12 @@ class ProjectedPartition:
 
         return asyncio.create_task(read())
 
-    async def _at_end(self, keys: ViewKeys) -> Leave | None:
+    async def _look_at_end(self, keys: ViewKeys) -> Leave | None:
         """Nothing came: is that the end of the stream, or was the stream lost or rolled back?"""
         last = await self._persist(lambda: last_id(self._redis, self._stream.stream))
         if entry_order(last) < entry_order(self._checkpoint):
             return await self._behind(keys, last)
-        self.idle = True
+        self._at_end = True
         return None
 
     async def _behind(self, keys: ViewKeys, last: str) -> Leave:
@@ -241,7 +240,7 @@ class ProjectedPartition:
             self._halt("projection_halted", f"entry {result.entry_id}: {result.failure.error}")
             return Leave.HALTED
         if result.verdict is Verdict.FENCED:
-            log.warning("projection_fenced", extra={**self._fields, "epoch": self.epoch})
+            log.warning("projection_fenced", extra={**self._fields, "epoch": self.lease.epoch})
             self._metrics.lease_lost(1)
             return Leave.FENCED
         if result.verdict is Verdict.BEHIND:
@@ -255,43 +254,29 @@ class ProjectedPartition:
         )
         return Leave.AWAY
 
-    async def _renew(self) -> None:
-        """Hold the partition; `_lost` is set when it is ours no more or another generation went live."""
-        every_s, project = self._settings.lease_ms / 3000, self._projection
+    async def _watch_generation(self) -> None:
+        """Another generation of the view may go live: its place is looked up anew then."""
+        project = self._projection
         while True:
-            await asyncio.sleep(every_s)
+            await asyncio.sleep(_LOOK_S)
+            asking = partial(live_generation, self._redis, self._keys, project.topic.name, project.name)
             try:
-                lease = await self._persist(
-                    lambda: renew(self._redis, self._owner_key, self._worker_id, self.epoch, self._settings.lease_ms)
-                )
-                generation = await self._persist(
-                    lambda: live_generation(self._redis, self._keys, project.topic.name, project.name)
-                )
+                generation = await self._persist(asking)
             except CLIENT_ERRORS as error:
-                log.warning("renewal_failed", extra={**self._fields, "error": str(error)})
+                log.warning("generation_unknown", extra={**self._fields, "error": str(error)})
                 continue
-            if not lease.ours or generation != (self._generation or generation):
-                self._lost.set()
+            if generation != (self._generation or generation):
+                self._moved.set()
                 return
 
-    async def _release(self) -> None:
-        epoch, self.epoch = self.epoch, 0
-        try:
-            await self._redis.persist(
-                lambda: release(self._redis, self._owner_key, self._worker_id, epoch), give_up_s=1.0
-            )
-        except (*CLIENT_ERRORS, RedisError) as error:
-            log.warning("release_failed", extra={**self._fields, "error": str(error)})
-
-    async def _stand_still(self, stop: asyncio.Event) -> None:
-        """Halted: keep the partition, so that no other worker goes on either, until stopped or fenced."""
-        self.idle = True
-        await self._first(asyncio.Event().wait(), stop, self._lost)
+    async def _stand_still(self) -> None:
+        """Halted: keep the partition, so that no other worker goes on either, until it is to be given up."""
+        self._at_end = True
+        await first_set(self.lease.lost, self.lease.leaving, self._moved)
 
     async def _may_return(self, stop: asyncio.Event) -> bool:
         """Whether another worker has brought the view past what we cannot read, or none is left that could."""
-        looked = await self._first(self._look(), stop)
-        if looked is _NEVER:
+        if isinstance(await unless(self._look(), stop), Never):
             return False
         topic, name = self._projection.topic.name, self._projection.name
         passed = entry_order(self._checkpoint) >= entry_order(self._away_before)
@@ -300,6 +285,7 @@ class ProjectedPartition:
             passed = not live - self._projection.type_names
         if passed:
             self._away_before = ""
+            self._shares.accept(self.partition)
         return passed
 
     def _halt(self, event: str, why: str) -> None:
@@ -310,21 +296,12 @@ class ProjectedPartition:
     async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
         return await self._redis.persist(operation, give_up_s=None)
 
-    async def _first(self, work: Coroutine[Any, Any, T] | asyncio.Task[T], *events: asyncio.Event) -> Any:
-        """The result of `work`, or `_NEVER` when an event is set before; `work` is cancelled then."""
-        task = work if isinstance(work, asyncio.Task) else asyncio.create_task(work)
-        waits = [asyncio.create_task(event.wait()) for event in events]
-        try:
-            await asyncio.wait({task, *waits}, return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() else _NEVER
-        finally:
-            for one in (task, *waits):
-                await _cancel(one)
+    async def _unless_over(self, work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T | Never:
+        return await unless(work, self.lease.lost, self.lease.leaving, self._moved)
 
-
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    """End a task whose result nobody wants any more, also one that has failed."""
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()
+    def _why_over(self, stop: asyncio.Event) -> Leave:
+        if self.lease.lost.is_set():
+            return Leave.FENCED
+        if self._moved.is_set():
+            return Leave.RELOAD
+        return Leave.STOP if stop.is_set() else Leave.SHARE

@@ -12,6 +12,7 @@ from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.registry import declare_types
 from streamlib.settings import Settings
+from streamlib.worker.ownership import Ownership
 from streamlib.worker.pausing import Gate
 from streamlib.worker.projected_partition import TYPES_LIVE_S, ProjectedPartition
 from streamlib.worker.projection import Projection
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Projector:
-    """Projects every partition that no other worker owns, and stands by for the rest."""
+    """Projects every partition that is this process's share, and stands by for the rest."""
 
     def __init__(
         self,
@@ -28,15 +29,16 @@ class Projector:
         redis: RedisDoor,
         keys: Keys,
         settings: Settings,
-        worker_id: str,
+        ownership: Ownership,
         metrics: GroupMetrics,
         gate: Gate | None = None,
     ) -> None:
+        shares = ownership.shares(projection.topic, projection.name, "projection")
         self.projection = projection
         self._redis = redis
         self._keys = keys
         self.partitions = [
-            ProjectedPartition(projection, partition, redis, keys, settings, worker_id, metrics, gate)
+            ProjectedPartition(projection, partition, redis, keys, settings, shares, metrics, gate)
             for partition in range(projection.topic.partitions)
         ]
 
@@ -74,7 +76,7 @@ class Projector:
     @property
     def owned(self) -> frozenset[int]:
         """The partitions that this projector owns."""
-        return frozenset(one.partition for one in self.partitions if one.epoch)
+        return frozenset(one.partition for one in self.partitions if one.lease.held)
 
     @property
     def problems(self) -> dict[int, str]:

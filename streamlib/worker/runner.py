@@ -15,20 +15,20 @@ from typing import Any
 
 from msgspec import Struct
 
-from streamlib.errors import StreamlibError
 from streamlib.keys import Keys
 from streamlib.metrics.worker import WorkerMetrics
-from streamlib.ops.inspect import TopicInfo, inspect
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import error_kind
 from streamlib.redisio.publisher import Publisher
 from streamlib.settings import Settings
 from streamlib.topic import TopicSpec
+from streamlib.worker.burst import Burst
 from streamlib.worker.handlers import GroupSpec
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.keeper import Beat, Keeper
 from streamlib.worker.later import LaterMover
 from streamlib.worker.loops import end, repeat
+from streamlib.worker.ownership import Ownership
 from streamlib.worker.pausing import Pauses
 from streamlib.worker.projection import Projection
 from streamlib.worker.projector import Projector
@@ -38,8 +38,6 @@ from streamlib.worker.unit import GroupUnit, Shared
 logger = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_DRAIN_TIMEOUT = 0, 7
-_BURST_LOOKS = 2
-_BURST_EVERY_S = 0.2
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Mapping[str, Any]]]
 
@@ -69,6 +67,7 @@ class Worker:
         """False once a drain had to leave something behind: code that does not end, or outcomes not settled."""
         self._inflight = InFlight()
         self._pauses = Pauses(parts.door, parts.keys)
+        self._ownership: Ownership | None = None
         self._units: list[GroupUnit] = []
         self._projectors: dict[str, Projector] = {}
         self._draining = False
@@ -145,7 +144,8 @@ class Worker:
     def _renewals(self) -> list[Renewal]:
         """What the renewal thread keeps beside the claims."""
         limiters = [(f"limit of {unit.spec.group}", unit.limiter) for unit in self._units]
-        return [(name, limiter.keep) for name, limiter in limiters if limiter.active]
+        limits = [(name, limiter.keep) for name, limiter in limiters if limiter.active]
+        return [*(self._ownership.renewals() if self._ownership is not None else ()), *limits]
 
     async def _work(
         self,
@@ -178,8 +178,12 @@ class Worker:
     ) -> list[asyncio.Task[None]]:
         """Start every loop; none of them ends by itself but through a bug."""
         parts = self._parts
-        self._units = [GroupUnit(spec, self._shared(state, threads)) for spec in parts.groups]
-        self._projectors = {projection.name: self._projector(projection) for projection in parts.projections}
+        ownership = self._ownership = Ownership(
+            parts.door, parts.keys, parts.settings.worker, worker_id=self.worker_id, metrics=parts.metrics
+        )
+        shared = self._shared(state, threads, ownership)
+        self._units = [GroupUnit(spec, shared) for spec in parts.groups]
+        self._projectors = {one.name: self._projector(one, ownership) for one in parts.projections}
         self._beat = Beat(renewer.beat, parts.metrics.loop_lag)
         parts.metrics.concurrency_limit(parts.settings.worker.concurrency)
         working = [task for unit in self._units for task in unit.start()]
@@ -187,7 +191,7 @@ class Worker:
             asyncio.create_task(projector.run(self._stop_projecting), name=f"projector {name}")
             for name, projector in self._projectors.items()
         ]
-        self._keeping = self._keep(self._beat)
+        self._keeping = self._keep(self._beat, ownership)
         self._started = True
         parts.metrics.ready(True)
         logger.info("worker_started", extra={"worker": self.consumer, "groups": self._names()})
@@ -199,9 +203,13 @@ class Worker:
         started = time.monotonic()
         logger.info("worker_draining", extra={"worker": self.consumer, "inflight": len(self._inflight)})
         self._stop_projecting.set()
+        if self._ownership is not None:
+            self._ownership.drain()
         drained = await asyncio.gather(*(unit.drain(drain_s) for unit in self._units))
         drained.append(await end(self._projecting, grace_s=drain_s + self._parts.settings.redis.timeout_s))
         drained.append(await end(self._keeping))
+        if self._ownership is not None:
+            await self._ownership.leave()
         drained.append(len(self._inflight) == 0)
         seconds = round(time.monotonic() - started, 3)
         logger.info("worker_stopped", extra={"worker": self.consumer, "clean": all(drained), "seconds": seconds})
@@ -216,7 +224,7 @@ class Worker:
                 raise error
             raise RuntimeError(f"{task.get_name()} ended by itself")
 
-    def _shared(self, state: Mapping[str, Any], threads: ThreadPoolExecutor) -> Shared:
+    def _shared(self, state: Mapping[str, Any], threads: ThreadPoolExecutor, ownership: Ownership) -> Shared:
         return Shared(
             door=self._parts.door,
             keys=self._parts.keys,
@@ -231,15 +239,16 @@ class Worker:
             state=state,
             on_error=self._on_error,
             pauses=self._pauses,
+            ownership=ownership,
         )
 
-    def _projector(self, projection: Projection[Any]) -> Projector:
+    def _projector(self, projection: Projection[Any], ownership: Ownership) -> Projector:
         parts = self._parts
         metrics = parts.metrics.group(projection.topic.name, projection.name)
         gate = self._pauses.gate(projection.topic.name, projection.name)
-        return Projector(projection, parts.door, parts.keys, parts.settings, self.worker_id, metrics, gate)
+        return Projector(projection, parts.door, parts.keys, parts.settings, ownership, metrics, gate)
 
-    def _keep(self, beat: Beat) -> list[asyncio.Task[None]]:
+    def _keep(self, beat: Beat, ownership: Ownership) -> list[asyncio.Task[None]]:
         topics: dict[str, TopicSpec] = {unit.spec.topic.name: unit.spec.topic for unit in self._units}
         topics |= {projection.topic.name: projection.topic for projection in self._parts.projections}
         keeper = Keeper(
@@ -250,7 +259,14 @@ class Worker:
             list(topics.values()),
             self._parts.metrics.backlog,
         )
-        steps = [keeper.refresh_gauges, keeper.trim, keeper.sweep, beat.run_once, self._pauses.run_once]
+        steps = [
+            keeper.refresh_gauges,
+            keeper.trim,
+            keeper.sweep,
+            beat.run_once,
+            self._pauses.run_once,
+            ownership.run_once,
+        ]
         movers = [
             LaterMover(self._parts.door, self._parts.keys.stream(topic.name, number, topic.partitions))
             for topic in self._parts.topics
@@ -264,45 +280,8 @@ class Worker:
         ]
 
     async def _until_drained(self) -> None:
-        """Until the backlog of our groups was empty several times in a row.
-
-        Raises StreamlibError when a projection stands still, or a group is paused, with work left: it would never end.
-        """
-        empty = 0
-        while empty < _BURST_LOOKS:
-            await asyncio.sleep(_BURST_EVERY_S)
-            empty = empty + 1 if await self._backlog() == 0 else 0
-        for name, projector in self._projectors.items():
-            for partition, problem in projector.problems.items():
-                raise StreamlibError(f"projection {name!r} stands still at partition {partition}: {problem}")
-        for topic, group, left in await self._left_by_pauses():
-            raise StreamlibError(
-                f"group {group!r} of topic {topic!r} is paused with {left} events left; "
-                f"go on with: streamlib groups resume {topic} {group}"
-            )
-
-    async def _left_by_pauses(self) -> list[tuple[str, str, int]]:
-        return [
-            (info.topic, group.group, group.backlog)
-            for topic in sorted({topic for topic, _ in self._pauses.all_paused})
-            for info in await self._look(topic)
-            for group in info.groups
-            if self._pauses.paused(info.topic, group.group) and group.backlog
-        ]
-
-    async def _backlog(self) -> int:
-        wanted = {(spec.topic.name, spec.group) for spec in self._parts.groups}
-        for projection in self._parts.projections:
-            projector = self._projectors.get(projection.name)
-            if projector is None or not projector.problems:
-                wanted.add((projection.topic.name, projection.name))
-        wanted = {place for place in wanted if not self._pauses.paused(*place)}
-        infos = [info for topic in {name for name, _ in wanted} for info in await self._look(topic)]
-        return sum(group.backlog for info in infos for group in info.groups if (info.topic, group.group) in wanted)
-
-    async def _look(self, topic: str) -> list[TopicInfo]:
-        door, keys = self._parts.door, self._parts.keys
-        return await door.persist(lambda: inspect(door, keys, topic), give_up_s=None)
+        parts = self._parts
+        await Burst(parts.door, parts.keys, self._units, self._projectors, self._pauses).run()
 
     def _names(self) -> list[str]:
         groups = [f"{spec.topic.name}/{spec.group}" for spec in self._parts.groups]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from streamlib.errors import Fenced
 from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.delivery import Delivery
@@ -25,10 +26,15 @@ _REFUSED_AGAIN_S = 5.0
 _MAX_BYTES = 4 * 1024 * 1024
 
 
-class _Queue:
-    """The outcomes of one partition."""
+Place = tuple[int, int]
+"""Partition, and the epoch in which it is owned (0 in groups without owners)."""
 
-    def __init__(self) -> None:
+
+class _Queue:
+    """The outcomes of one partition and epoch: one script takes no others."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self.waiting: list[Ended] = []
         self.sending: list[Ended] = []
         self.task: asyncio.Task[None] | None = None
@@ -36,7 +42,10 @@ class _Queue:
 
 
 class Settling:
-    """The outcomes of one group in one process; the only caller of the settle script."""
+    """The outcomes of one group in one process; the only caller of the settle script.
+
+    `on_settled` hears of each outcome and whether it counts, `on_fenced` of places that are another worker's by now.
+    """
 
     def __init__(
         self,
@@ -46,23 +55,27 @@ class Settling:
         metrics: GroupMetrics,
         *,
         on_error: Callable[[str, Exception], None],
+        on_settled: Callable[[Ended, bool], None] | None = None,
+        on_fenced: Callable[[int, int], None] | None = None,
     ) -> None:
         self._door = door
         self._group = group
         self._inflight = inflight
         self._metrics = metrics
         self._on_error = on_error
-        self._queues: dict[int, _Queue] = {}
+        self._on_settled = on_settled
+        self._on_fenced = on_fenced
+        self._queues: dict[Place, _Queue] = {}
         self._bug: BaseException | None = None
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
 
     def put(self, ended: Ended) -> None:
-        partition = ended.settlement.delivery.partition
-        queue = self._queues.get(partition)
+        place = _place(ended)
+        queue = self._queues.get(place)
         if queue is None:
-            queue = self._queues[partition] = _Queue()
+            queue = self._queues[place] = _Queue(place)
         queue.waiting.append(ended)
         if queue.task is None:
             self._empty.clear()
@@ -70,7 +83,7 @@ class Settling:
 
     def stuck(self, delivery: Delivery) -> bool:
         """Whether this delivery's outcome waits for a partition that refuses or does not answer."""
-        queue = self._queues.get(delivery.partition)
+        queue = self._queues.get((delivery.partition, delivery.epoch))
         if queue is None or not queue.failing:
             return False
         return any(ended.settlement.delivery is delivery for ended in (*queue.sending, *queue.waiting))
@@ -96,7 +109,7 @@ class Settling:
         """Start to settle where outcomes wait and nothing is under way. Raises a bug of ours."""
         if self._bug is not None:
             raise self._bug
-        for queue in self._queues.values():
+        for queue in list(self._queues.values()):
             if queue.waiting and queue.task is None:
                 queue.task = asyncio.get_running_loop().create_task(self._settle_all(queue))
                 queue.task.add_done_callback(partial(self._settled_all, queue))
@@ -104,7 +117,7 @@ class Settling:
     async def _settle_all(self, queue: _Queue) -> None:
         while queue.waiting:
             queue.sending, queue.waiting = queue.waiting, []
-            await asyncio.gather(*(self._settle(chunk) for chunk in _chunks(queue.sending)))
+            await asyncio.gather(*(self._settle(queue, chunk) for chunk in _chunks(queue.sending)))
             queue.sending = []
 
     def _settled_all(self, queue: _Queue, task: asyncio.Task[None]) -> None:
@@ -113,16 +126,22 @@ class Settling:
             self._bug = error
         if self._bug is not None or queue.waiting:
             self._wake.set()
+        elif queue.place[1]:  # an epoch ends
+            del self._queues[queue.place]
         if not any(queue.waiting or queue.task is not None for queue in self._queues.values()):
             self._empty.set()
 
-    async def _settle(self, chunk: list[Ended]) -> None:
+    async def _settle(self, queue: _Queue, chunk: list[Ended]) -> None:
         try:
-            counted = await self._send([ended.settlement for ended in chunk])
+            counted = await self._send(queue, [ended.settlement for ended in chunk])
+        except Fenced:
+            counted = [False] * len(chunk)
+            if self._on_fenced is not None:
+                self._on_fenced(*queue.place)
         except CLIENT_ERRORS as error:
             if len(chunk) > 1:
                 for ended in chunk:
-                    await self._settle([ended])
+                    await self._settle(queue, [ended])
                 return
             self._refused(chunk[0], error)
             return
@@ -130,10 +149,11 @@ class Settling:
         for ended, counts in zip(chunk, counted, strict=True):
             self._inflight.remove(ended.settlement.delivery, self._group.group)
             self._record(ended, counts, now_s)
+            if self._on_settled is not None:
+                self._on_settled(ended, counts)
 
-    async def _send(self, settlements: list[Settlement]) -> list[bool]:
+    async def _send(self, queue: _Queue, settlements: list[Settlement]) -> list[bool]:
         tries = 0
-        queue = self._queues[settlements[0].delivery.partition]
 
         async def once() -> list[bool]:
             nonlocal tries
@@ -194,6 +214,11 @@ class Settling:
             metrics.attempts(ended.attempts)
         if ended.failure is not None:
             metrics.handler_error(ended.handler, ended.failure.error_type)
+
+
+def _place(ended: Ended) -> Place:
+    delivery = ended.settlement.delivery
+    return delivery.partition, delivery.epoch
 
 
 def _chunks(items: Sequence[Ended]) -> list[list[Ended]]:

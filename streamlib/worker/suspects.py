@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import Struct
 
+from streamlib.errors import Fenced
 from streamlib.redisio.claims import Claimed, Verdict
 from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.delivery import Delivery
@@ -35,6 +36,11 @@ class Steps(Struct, frozen=True, kw_only=True):
     settle: Callable[[Delivery, Ended], None]
     lanes_of: Callable[[Received], Lanes | None]
     bury: Callable[[Received, Failure, str], Ended]
+    aside: Callable[[Delivery], None]
+    resumed: Callable[[Received], bool]
+    """Whether it is still this worker's to run."""
+    fenced: Callable[[Received, Lanes], None]
+    """Its partition is another worker's."""
 
 
 class Suspects:
@@ -58,8 +64,11 @@ class Suspects:
             await asyncio.sleep(max(confirm_at - time.monotonic(), 0.0))
             await self._parts.limiter.take_one()  # before the lock: a group that waits for it keeps no other waiting
             async with one_at_a_time:
-                if not await self.run_one(received, lanes):
+                if not self._steps.resumed(received):
                     self._parts.limiter.unused(1)
+                elif not await self.run_one(received, lanes):
+                    self._parts.limiter.unused(1)
+                    self._steps.aside(received.delivery)
                     self._queue.put_nowait((received, lanes, time.monotonic() + _LATER_S))
 
     async def run_one(self, received: Received, lanes: Lanes) -> bool:
@@ -67,6 +76,9 @@ class Suspects:
         delivery, handler, steps = received.delivery, lanes.handler, self._steps
         try:
             answer = (await steps.claim([delivery]))[0]
+        except Fenced:
+            steps.fenced(received, lanes)
+            return True
         except CLIENT_ERRORS as error:
             error_class = classify(error)
             if error_class not in RETRYABLE | {ErrorClass.CONFIG}:

@@ -1,4 +1,4 @@
-"""Everything that runs for one group in one process: fetcher, consumer, lanes, settling, reclaimer, promoter."""
+"""Everything that runs for one group in one process: intake, consumer, lanes, settling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Executor as Threads
-from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -18,25 +17,25 @@ from streamlib.redisio import consumers, registry
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.publisher import Publisher
-from streamlib.redisio.reader import Reader
 from streamlib.settings import Settings
 from streamlib.worker.consumer import Consumer
 from streamlib.worker.executor import Executor
-from streamlib.worker.fetcher import Fetcher
 from streamlib.worker.handlers import GroupSpec, HandlerSpec
 from streamlib.worker.inflight import InFlight
+from streamlib.worker.intake import Intake
 from streamlib.worker.lanes import Lanes
 from streamlib.worker.limiter import Limiter
 from streamlib.worker.loops import end, repeat
+from streamlib.worker.owned_intake import OwnedIntake
+from streamlib.worker.ownership import Ownership
 from streamlib.worker.parts import Parts
 from streamlib.worker.pausing import Pauses
-from streamlib.worker.promoter import Promoter
-from streamlib.worker.reclaimer import Reclaimer
 from streamlib.worker.settling import Settling
+from streamlib.worker.shared_intake import SharedIntake
 from streamlib.worker.work import Group
 
 _FLUSH_S = 5.0
-_READ_GRACE_S = 1.0
+_RELEASE_S = 2.0
 
 
 class Shared(Struct, frozen=True, kw_only=True):
@@ -55,6 +54,7 @@ class Shared(Struct, frozen=True, kw_only=True):
     state: Mapping[str, Any]
     on_error: Callable[[str, Exception], None]
     pauses: Pauses
+    ownership: Ownership
 
 
 class GroupUnit:
@@ -68,16 +68,26 @@ class GroupUnit:
             shared.keys.stream(topic.name, number, topic.partitions) for number in range(topic.partitions)
         ]
         self._metrics = shared.metrics.group(topic.name, spec.group)
+        self._gate = shared.pauses.gate(topic.name, spec.group)
         group = Group(
             topic=topic.name,
             group=spec.group,
             worker_id=shared.worker_id,
             consumer=shared.consumer,
             window_ms=int(settings.idempotency.window_s * 1000),
+            halts=spec.on_dead == "block",
         )
-        self._settling = Settling(shared.door, group, shared.inflight, self._metrics, on_error=shared.on_error)
+        self.intake: Intake = self._make_intake(group)
+        self._settling = Settling(
+            shared.door,
+            group,
+            shared.inflight,
+            self._metrics,
+            on_error=shared.on_error,
+            on_settled=self.intake.settled,
+            on_fenced=self.intake.fenced,
+        )
         self._executor = Executor(topic, group, shared.publisher, shared.state, shared.threads, random.Random())
-        self._gate = shared.pauses.gate(topic.name, spec.group)
         self.limiter = Limiter(
             shared.door,
             shared.keys.limit(topic.name, spec.group),
@@ -86,16 +96,27 @@ class GroupUnit:
             lease_ms=settings.worker.lease_ms,
             metrics=self._metrics,
         )
-        self.consumer = Consumer(self._parts(group), self._lanes_for)
-        reader = Reader(self.partitions, spec.group, shared.consumer, topic.codec)
-        self._fetcher = Fetcher(shared.door, reader, self.consumer, settings.worker, self._metrics)
-        self._reclaimer = Reclaimer(shared.door, reader, self.consumer, self.partitions, settings.worker, self._metrics)
-        self._promoter = Promoter(shared.door, self.partitions, spec.group)
-        self._fetching: list[asyncio.Task[None]] = []
+        self.consumer = Consumer(self._parts(group), self._lanes_for, self.intake.inbox)
+        self.intake.attach(self.consumer)
+        self._reading: list[asyncio.Task[None]] = []
         self._admitting: list[asyncio.Task[None]] = []
         self._settling_task: list[asyncio.Task[None]] = []
         self._limiting: list[asyncio.Task[None]] = []
-        self._background: list[asyncio.Task[None]] = []
+        self._suspecting: list[asyncio.Task[None]] = []
+
+    def _make_intake(self, group: Group) -> Intake:
+        spec, shared, settings = self.spec, self._shared, self._shared.settings.worker
+        if not spec.ordered:
+            shared.ownership.appear(spec.topic.name, spec.group)
+            return SharedIntake(
+                spec, shared.consumer, shared.door, self.partitions,
+                settings=settings, gate=self._gate, metrics=self._metrics,
+            )  # fmt: skip
+        shares = shared.ownership.shares(spec.topic, spec.group, spec.kind)
+        return OwnedIntake(
+            spec, group, shared.door, self.partitions, shares,
+            settings=settings, gate=self._gate, metrics=self._metrics,
+        )  # fmt: skip
 
     def _parts(self, group: Group) -> Parts:
         shared = self._shared
@@ -112,6 +133,7 @@ class GroupUnit:
             live_types=self._live_types,
             limiter=self.limiter,
             gate=self._gate,
+            on_fenced=self.intake.fenced,
         )
 
     async def _live_types(self) -> frozenset[str]:
@@ -130,6 +152,7 @@ class GroupUnit:
             self._executor,
             concurrency=handler.concurrency or worker.concurrency,
             batch=worker.batch,
+            may_start=self.intake.may_start if self.spec.ordered else None,
             **hooks,
         )
 
@@ -138,26 +161,17 @@ class GroupUnit:
         self.consumer.start()
         name = f"{self.spec.topic.name}/{self.spec.group}"
         spawn = asyncio.get_running_loop().create_task
-        fetching = self._loop("fetcher", self._gate.gated(self._fetcher.run_once), lambda: self.consumer.stopping)
-        self._fetching = [spawn(fetching, name=f"fetcher {name}")]
+        self._reading = self.intake.start(self._loop)
         self._admitting = [spawn(self.consumer.run(), name=f"consumer {name}")]
         self._settling_task = [spawn(self._settling.run(), name=f"settling {name}")]
-        self._background = [
-            spawn(self.consumer.suspects.run(self._shared.one_suspect), name=f"suspects {name}"),
-        ]
-        for number in range(len(self.partitions)):  # a loop each: a partition out of reach delays no other one
-            reclaim = self._gate.gated(partial(self._reclaimer.run_once, number))
-            promote = partial(self._promoter.run_once, number)
-            self._background += [
-                spawn(self._loop("reclaimer", reclaim), name=f"reclaimer {name} {number}"),
-                spawn(self._loop("promoter", promote), name=f"promoter {name} {number}"),
-            ]
+        self._suspecting = [spawn(self.consumer.suspects.run(self._shared.one_suspect), name=f"suspects {name}")]
         if self.limiter.active:
-            self._limiting = [spawn(self._loop("limiter", self.limiter.run_once), name=f"limiter {name}")]
-        return [*self._fetching, *self._admitting, *self._settling_task, *self._background, *self._limiting]
+            limiting = self._loop("limiter", self.limiter.run_once, bool)
+            self._limiting = [spawn(limiting, name=f"limiter {name}")]
+        return [*self._reading, *self._admitting, *self._settling_task, *self._suspecting, *self._limiting]
 
     def _loop(
-        self, name: str, step: Callable[[], Awaitable[float]], stopping: Callable[[], bool] = bool
+        self, name: str, step: Callable[[], Awaitable[float]], stopping: Callable[[], bool]
     ) -> Coroutine[Any, Any, None]:
         return repeat(name, step, heal=self._heal, on_error=self._shared.on_error, stopping=stopping)
 
@@ -165,11 +179,13 @@ class GroupUnit:
         """The group or its stream is gone: make them again where they were, and say so."""
         shared, topic = self._shared, self.spec.topic
         restoring = (
-            registry.restore_group(shared.door, shared.keys, topic, self.spec.group, partition)
+            registry.restore_group(shared.door, shared.keys, topic, self.spec.group, partition, self.spec.kind)
             for partition in range(topic.partitions)
         )
         answers = await asyncio.gather(*restoring, return_exceptions=True)  # one out of reach must not stop the others
-        await registry.declare_group(shared.door, shared.keys, topic, self.spec.group, "handler", self.spec.type_names)
+        await registry.declare_group(
+            shared.door, shared.keys, topic, self.spec.group, self.spec.kind, self.spec.type_names
+        )
         self._metrics.stream_lost()
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -177,10 +193,8 @@ class GroupUnit:
 
     def polled_within(self, seconds: float) -> bool:
         """Whether Redis answered a read of this group lately, or we do not want to read."""
-        last = self._fetcher.last_read
-        recent = last is not None and time.monotonic() - max(last, self._gate.opened_at) < seconds
         paused = self._shared.pauses.paused(self.spec.topic.name, self.spec.group)
-        return recent or self._fetcher.waits_for_room or paused
+        return paused or self.intake.polled_within(seconds)
 
     def cancel_handlers(self) -> None:
         self.consumer.cancel_handlers()
@@ -189,22 +203,21 @@ class GroupUnit:
         """Stop reading, hand back what did not start, let the rest end, settle it, leave. False if time ran out."""
         deadline = time.monotonic() + timeout_s
         self.consumer.stop_admitting()
-        # A read that blocks is let run out: cancelling it could lose a reply, whose entries would wait for a lease.
-        await end(self._fetching, grace_s=self._shared.settings.worker.block_ms / 1000 + _READ_GRACE_S)
+        await self.intake.stop()
         await end(self._admitting, grace_s=_FLUSH_S)
-        await end(self._background)
+        await end(self._suspecting)
         self.consumer.stop()
         clean = await self.consumer.finish(max(deadline - time.monotonic(), 0.0))
         try:
             await asyncio.wait_for(self._settling.flush(), _FLUSH_S)
         except TimeoutError:
             clean = False
+        clean &= await self.intake.leave(_RELEASE_S)
         self.consumer.close()
         await end(self._limiting)
         await self.limiter.close()
         clean &= await end(self._settling_task)
         await self._leave()
-        await self._fetcher.close()
         return clean
 
     async def _leave(self) -> None:

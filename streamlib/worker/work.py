@@ -32,8 +32,8 @@ class Work(Struct, eq=False):
 class Ended(Struct, frozen=True, eq=False):
     """The one outcome of a delivery: what is settled, and what the metrics hear when it is.
 
-    `outcome` is one of ok, retry, dead, skipped, duplicate, released; `seconds` is the handler's time, None if it did
-    not run; `stored_ms` is the server's clock when the event was published.
+    `outcome` is one of ok, retry, dead, halted, skipped, duplicate, released; `seconds` is the handler's time, None if
+    it did not run; `stored_ms` is the server's clock when the event was published.
     """
 
     settlement: Settlement
@@ -60,3 +60,5 @@ class Group(Struct, frozen=True, kw_only=True):
     worker_id: str
     consumer: str
     window_ms: int = field(default=3_600_000)
+    halts: bool = False
+    """Whether a key stands still at an event that would go to the dead letters."""

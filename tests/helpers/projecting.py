@@ -19,8 +19,12 @@ from streamlib.read_model import Exact, Ordered, Prefix, ReadModel
 from streamlib.redisio.connection import RedisDoor
 from streamlib.settings import IdempotencySettings, RedisSettings, Settings, WorkerSettings
 from streamlib.topic import TopicSpec
+from streamlib.worker.inflight import InFlight
+from streamlib.worker.loops import end, repeat
+from streamlib.worker.ownership import Ownership
 from streamlib.worker.projection import OnError, Projection
 from streamlib.worker.projector import Projector
+from streamlib.worker.renewer import Renewer
 
 TOPIC, VIEW = "accounts", "balances"
 
@@ -51,6 +55,44 @@ class Balance(ReadModel):
     balance: Decimal = Decimal(0)
     limit: Decimal | None = None
     moves: int = 0
+
+
+class Projecting(Projector):
+    """A projector with an ownership of its own, as a process of its own would have it."""
+
+    def __init__(self, view: Projection[Any], door: RedisDoor, keys: Keys, settings: Settings, worker: str) -> None:
+        metrics = WorkerMetrics()
+        self._ownership = Ownership(door, keys, settings.worker, worker_id=worker, metrics=metrics)
+        super().__init__(view, door, keys, settings, self._ownership, metrics.group(view.topic.name, view.name))
+        self._renewer = Renewer(
+            door, InFlight(), settings.worker, consumer=worker, worker_id=worker, window_ms=600_000,
+            loop=asyncio.get_running_loop(), on_error=_ignore, owned=self._ownership.renewals,
+        )  # fmt: skip
+
+    async def run(self, stop: asyncio.Event) -> None:
+        beating = repeat("membership", self._ownership.run_once, heal=_nothing, on_error=_ignore)
+        beats = asyncio.create_task(beating)
+        pulse = asyncio.create_task(self._pulse())
+        self._renewer.start()
+        try:
+            await super().run(stop)
+        finally:
+            await end([beats, pulse])
+            await self._ownership.leave()
+            await asyncio.to_thread(self._renewer.close)
+
+    async def _pulse(self) -> None:
+        while True:
+            self._renewer.beat()
+            await asyncio.sleep(0.1)
+
+
+async def _nothing() -> None:
+    """Nothing is healed here."""
+
+
+def _ignore(kind: str, error: Exception) -> None:
+    """The loops log their errors."""
 
 
 class Rig:
@@ -93,9 +135,8 @@ class Rig:
         self.view.on(Moved)(moved)
         self.view.on(Closed)(lambda row, event: None)
 
-    def projector(self, worker: str = "w1") -> Projector:
-        metrics = WorkerMetrics().group(TOPIC, VIEW)
-        return Projector(self.view, self.door, self.keys, self.settings, worker, metrics)
+    def projector(self, worker: str = "w1") -> "Projecting":
+        return Projecting(self.view, self.door, self.keys, self.settings, worker)
 
     def stream(self, partition: int = 0) -> str:
         return self.keys.stream(TOPIC, partition, self.topic.partitions).stream
@@ -138,7 +179,7 @@ class Rig:
         return {row_id: row for row_id, row in zip(row_ids, found, strict=True) if row is not None}
 
     @asynccontextmanager
-    async def running(self, *workers: str) -> AsyncIterator[list[Projector]]:
+    async def running(self, *workers: str) -> AsyncIterator[list[Projecting]]:
         """Projectors of these workers in this loop, stopped at the end."""
         projectors = [self.projector(worker) for worker in workers or ("w1",)]
         async with stopping(*projectors):

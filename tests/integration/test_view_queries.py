@@ -13,15 +13,13 @@ from streamlib.errors import SchemaError, WrongKeyType
 from streamlib.event import Event, Registry
 from streamlib.keys import Keys
 from streamlib.message import Position
-from streamlib.metrics.worker import WorkerMetrics
 from streamlib.read_model import Exact, Ordered, Prefix, ReadModel
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.indexes import prefix_text
 from streamlib.settings import RedisSettings, Settings, WorkerSettings
 from streamlib.topic import TopicSpec
 from streamlib.worker.projection import Projection
-from streamlib.worker.projector import Projector
-from tests.helpers.projecting import stopping
+from tests.helpers.projecting import Projecting, stopping
 
 MOMENT = dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
 
@@ -75,8 +73,7 @@ class Shop:
             stream = self.keys.stream("items", partition, self.topic.partitions).stream
             entry_id: Any = client.xadd(stream, dict(zip(fields[::2], fields[1::2], strict=True)))
             last[partition] = Position("items", partition, entry_id.decode())
-        metrics = WorkerMetrics().group("items", "shelf")
-        projector = Projector(self.view, self.door, self.keys, self.settings, "w", metrics)
+        projector = Projecting(self.view, self.door, self.keys, self.settings, "w")
         async with stopping(projector):
             for position in last.values():
                 await self.view.wait_for(position, timeout=30)

@@ -1,0 +1,194 @@
+"""One partition of an ordered group in one process: waited for, owned, read in order, given up again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from streamlib.codec import Codec
+from streamlib.errors import Fenced
+from streamlib.keys import StreamKeys
+from streamlib.metrics.worker import GroupMetrics
+from streamlib.redisio.connection import Lane, RedisDoor
+from streamlib.redisio.delivering import OwnedReader
+from streamlib.redisio.key_states import KeyState, forget, key_states, states_of
+from streamlib.redisio.reader import Missing
+from streamlib.settings import WorkerSettings
+from streamlib.worker.consumer import Consumer
+from streamlib.worker.key_inbox import KeyInbox, OwnedEntries
+from streamlib.worker.loops import Never, first_set, unless
+from streamlib.worker.partition_lease import PartitionLease
+from streamlib.worker.pausing import Gate
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+_LOOK_S = 1.0
+
+
+class OwnedParts(Struct, frozen=True, kw_only=True):
+    """What all owned partitions of a group share."""
+
+    door: RedisDoor
+    group: str
+    worker_id: str
+    consumer_name: str
+    codec: Codec
+    settings: WorkerSettings
+    inbox: KeyInbox
+    consumer: Consumer
+    gate: Gate
+    metrics: GroupMetrics
+
+
+class OwnedPartition:
+    """`run_once` is one ownership, from taking the partition to giving it up."""
+
+    def __init__(self, parts: OwnedParts, number: int, keys: StreamKeys, lease: PartitionLease) -> None:
+        self.keys = keys
+        self.lease = lease
+        self.last_read: float | None = None
+        self.full = False
+        """It is not read, for too much waits behind failing events."""
+        self._parts = parts
+        self._number = number
+        self._door = parts.door
+        self._entries: OwnedEntries | None = None
+
+    @property
+    def halted(self) -> dict[str, str]:
+        """Key -> ref of the event at which it halted."""
+        return self._entries.halted if self._entries is not None else {}
+
+    async def run_once(self, stop: asyncio.Event) -> float:
+        """Own the partition once; returns when it was lost, is another worker's share, or `stop` was set.
+
+        Raises what the client raises where waiting does not help; the partition is given up then.
+        """
+        epoch = await self.lease.acquire(stop)
+        if epoch is None:
+            return 0.0
+        reading = self._door.blocking(self._parts.settings.block_ms)
+        try:
+            noted = await self._unless_over(self._persist_states())
+            if not isinstance(noted, Never):
+                states = {state.key: state for state in noted}
+                self._entries = self._parts.inbox.open(self._number, epoch, states)
+                await self._read(self._reader(epoch), reading, self._entries, states)
+        except Fenced:
+            self.lease.fenced()
+        finally:
+            await reading.close()
+            await self._give_up()
+        return 0.0
+
+    async def look_at_halted(self) -> float:
+        """Whether an operator has resumed or skipped halted keys; seconds until the next look."""
+        entries = self._entries
+        halted = entries.halted if entries is not None else {}
+        if entries is not None and halted:
+            noted = await states_of(self._door, self.keys, self._parts.group, list(halted))
+            for key, state in noted.items():
+                if entries.halted.get(key) != halted[key]:
+                    continue  # it has ended meanwhile
+                if state is None or state.ref != halted[key]:
+                    entries.skip(key)
+                elif not state.halted:
+                    entries.resume(key, state)
+        return _LOOK_S
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def _reader(self, epoch: int) -> OwnedReader:
+        parts = self._parts
+        return OwnedReader(
+            self.keys,
+            self._number,
+            parts.codec,
+            group=parts.group,
+            worker_id=parts.worker_id,
+            consumer=parts.consumer_name,
+            epoch=epoch,
+        )
+
+    async def _read(
+        self, reader: OwnedReader, reading: Lane, entries: OwnedEntries, states: dict[str, KeyState]
+    ) -> None:
+        """Read until it is over: what earlier owners left, in its order, and only then what is new."""
+        lease, parts = self.lease, self._parts
+        while not (lease.lost.is_set() or lease.leaving.is_set()):
+            if parts.gate.closed:
+                await self._unless_over(parts.gate.wait_open())
+                continue
+            room = self._room(entries)
+            if room <= 0:
+                entries.changed.clear()
+                await first_set(entries.changed, lease.lost, lease.leaving, timeout_s=_LOOK_S)
+                continue
+            found = await self._unless_over(self._door.persist(partial(reader.read, self._door, room), give_up_s=None))
+            if isinstance(found, Never):
+                return
+            self.last_read = time.monotonic()
+            parts.metrics.polled()
+            parts.inbox.told_time(found.now_ms)
+            parts.consumer.offer(found.received)
+            for missing in found.missing:
+                await self._tell_missing(missing, states)
+            if found.empty:
+                waiting = partial(reader.wait, reading, parts.settings.block_ms)
+                await self._unless_over(self._door.persist(waiting, give_up_s=None))
+
+    def _room(self, entries: OwnedEntries) -> int:
+        """How many more to read: a batch of what may run, within bounds of what waits behind failing events."""
+        settings, parked = self._parts.settings, entries.parked
+        most = settings.parked - entries.size if entries.size_bytes < settings.prefetch_bytes else 0
+        full = most <= 0 and parked > 0
+        if full != self.full:
+            self.full = full
+            logger.warning(
+                "partition_full_of_parked" if full else "partition_read_again",
+                extra={"stream": self.keys.stream, "group": self._parts.group, "parked": parked},
+            )
+        return min(settings.batch - (entries.size - parked), most)
+
+    async def _tell_missing(self, missing: Missing, states: dict[str, KeyState]) -> None:
+        """Somebody deleted entries that were not acknowledged: what is noted about them is of no use any more."""
+        self._parts.metrics.stream_lost()
+        logger.error("pending_entry_missing", extra={"stream": missing.stream, "ids": missing.entry_ids[:20]})
+        mark = "" if missing.stream == self.keys.stream else "a"
+        gone = {mark + entry_id for entry_id in missing.entry_ids}
+        for state in [state for state in states.values() if state.ref in gone]:
+            forgetting = partial(forget, self._door, self.keys, self._parts.group, state)
+            await self._door.persist(forgetting, give_up_s=None)
+
+    async def _persist_states(self) -> Sequence[KeyState]:
+        asking = partial(key_states, self._door, self.keys, self._parts.group)
+        return await self._door.persist(asking, give_up_s=None)
+
+    async def _unless_over(self, work: Coroutine[Any, Any, T]) -> T | Never:
+        return await unless(work, self.lease.lost, self.lease.leaving)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    async def _give_up(self) -> None:
+        """Let what is in flight end and be settled, then let others have the partition."""
+        parts, entries = self._parts, self._entries
+        if entries is not None:
+            lost = self.lease.lost.is_set()
+            parts.inbox.shut(self._number)
+            parts.consumer.give_up(self._number, lost=lost)
+            while not entries.quiet:
+                entries.changed.clear()
+                await first_set(entries.changed, *(() if lost else (self.lease.lost,)))
+                if self.lease.lost.is_set() and not lost:
+                    lost = True
+                    parts.consumer.give_up(self._number, lost=True)
+            parts.consumer.forget(parts.inbox.close(self._number))
+            self._entries, self.full = None, False
+        await self.lease.release()

@@ -1,0 +1,104 @@
+"""The intake of an unordered group: all workers compete for all partitions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from streamlib.keys import StreamKeys
+from streamlib.metrics.worker import GroupMetrics
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.reader import Reader
+from streamlib.settings import WorkerSettings
+from streamlib.worker.consumer import Consumer
+from streamlib.worker.fetcher import Fetcher
+from streamlib.worker.handlers import GroupSpec
+from streamlib.worker.intake import Loop
+from streamlib.worker.loops import end
+from streamlib.worker.pausing import Gate
+from streamlib.worker.promoter import Promoter
+from streamlib.worker.reclaimer import Reclaimer
+from streamlib.worker.work import Ended, Work
+
+_READ_GRACE_S = 1.0
+
+
+class SharedIntake:
+    """Reads ahead, brings in what gone workers left behind, and moves due retries."""
+
+    inbox = None
+
+    def __init__(
+        self,
+        spec: GroupSpec,
+        consumer_name: str,
+        door: RedisDoor,
+        partitions: Sequence[StreamKeys],
+        *,
+        settings: WorkerSettings,
+        gate: Gate,
+        metrics: GroupMetrics,
+    ) -> None:
+        self._spec = spec
+        self._consumer_name = consumer_name
+        self._door = door
+        self._keys = list(partitions)
+        self._settings = settings
+        self._gate = gate
+        self._metrics = metrics
+        self._fetching: list[asyncio.Task[None]] = []
+        self._background: list[asyncio.Task[None]] = []
+
+    def attach(self, consumer: Consumer) -> None:
+        reader = Reader(self._keys, self._spec.group, self._consumer_name, self._spec.topic.codec)
+        self._consumer = consumer
+        self._fetcher = Fetcher(self._door, reader, consumer, self._settings, self._metrics)
+        self._reclaimer = Reclaimer(self._door, reader, consumer, self._keys, self._settings, self._metrics)
+        self._promoter = Promoter(self._door, self._keys, self._spec.group)
+
+    def settled(self, ended: Ended, counts: bool) -> None:
+        """Nothing waits for it."""
+
+    def fenced(self, partition: int, epoch: int) -> None:
+        """Nobody owns partitions here."""
+
+    def may_start(self, work: Work) -> bool:
+        return True
+
+    def start(self, loop: Loop) -> list[asyncio.Task[None]]:
+        name = f"{self._spec.topic.name}/{self._spec.group}"
+        spawn = asyncio.get_running_loop().create_task
+        fetching = loop("fetcher", self._gate.gated(self._fetcher.run_once), lambda: self._consumer.stopping)
+        self._fetching = [spawn(fetching, name=f"fetcher {name}")]
+        for number in range(len(self._keys)):  # a loop each: a partition out of reach delays no other one
+            reclaim = self._gate.gated(partial(self._reclaimer.run_once, number))
+            promote = partial(self._promoter.run_once, number)
+            self._background += [
+                spawn(loop("reclaimer", reclaim, bool), name=f"reclaimer {name} {number}"),
+                spawn(loop("promoter", promote, bool), name=f"promoter {name} {number}"),
+            ]
+        return [*self._fetching, *self._background]
+
+    async def stop(self) -> None:
+        # A read that blocks is let run out: cancelling it could lose a reply, whose entries would wait for a lease.
+        await end(self._fetching, grace_s=self._settings.block_ms / 1000 + _READ_GRACE_S)
+        await end(self._background)
+
+    async def leave(self, grace_s: float) -> bool:
+        await self._fetcher.close()
+        return True
+
+    @property
+    def halted(self) -> list[tuple[int, str]]:
+        return []
+
+    @property
+    def halted_events(self) -> int:
+        return 0
+
+    def polled_within(self, seconds: float) -> bool:
+        last = self._fetcher.last_read
+        recent = last is not None and time.monotonic() - max(last, self._gate.opened_at) < seconds
+        return recent or self._fetcher.waits_for_room
