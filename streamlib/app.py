@@ -29,6 +29,7 @@ from streamlib.settings import Settings, load_settings
 from streamlib.topic import TopicSpec, Unknown
 from streamlib.worker.handlers import GroupSpec, OnDead, Ordering, read_handler
 from streamlib.worker.projection import OnError, Projection
+from streamlib.worker.rekeying import Rekeying, rekeyed
 from streamlib.worker.runner import Worker, WorkerParts
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,8 +74,6 @@ class App:
         class declares. `dedup_window_s` > 0 also catches copies of an event id that other producers send. `durability`
         is "primary", "fsync" or "replicas:n".
         """
-        if name in self.topics:
-            raise DeclarationError(f"topic {name!r} is declared twice in app {self.name!r}")
         spec = TopicSpec(
             name=name,
             registry=Registry(events),
@@ -85,8 +84,31 @@ class App:
             dedup_window_s=dedup_window_s,
             durability=durability,
         )
-        self.topics[name] = Topic(spec, lambda: self.publisher)
-        return self.topics[name]
+        return self._add_topic(spec)
+
+    def _add_topic(self, spec: TopicSpec) -> Topic:
+        if spec.name in self.topics:
+            raise DeclarationError(f"topic {spec.name!r} is declared twice in app {self.name!r}")
+        self.topics[spec.name] = Topic(spec, lambda: self.publisher)
+        return self.topics[spec.name]
+
+    def rekey(self, source: Topic, *, key: str, to: str, partitions: int | None = None) -> Topic:
+        """Declare the topic `to` with the events of `source` keyed by another field. Raises DeclarationError.
+
+        Workers copy every event, in a group on `source` that is called `to` as well: same envelope, same time and
+        data, but for the key and an id of its own, derived from the event's. A copy that a crash repeats has the same
+        id: every group and view of `to` takes one of them. `partitions` default to those of `source`.
+
+        Copies of events that had one key in `source` come in their order; of those that had different ones, in any:
+        what is made of `to` must not depend on which of them came first. An event whose `key` is None or longer than
+        200 bytes goes to the dead letters of the group. Where `to` cannot take a copy, its key waits.
+        """
+        target = rekeyed(source.spec, key=key, to=to, partitions=partitions)
+        self._check_group_name(source, to, self.projections)
+        group = self._group(source, to).with_handler(Rekeying(source.spec, target, lambda: self.publisher).handler())
+        topic = self._add_topic(target)
+        self.groups[source.name, to] = group
+        return topic
 
     def handler(
         self,
@@ -128,8 +150,7 @@ class App:
                 on_dead=on_dead,
             )
             self._check_group_name(topic, group, self.projections)
-            known = self.groups.get((topic.name, group)) or GroupSpec(topic.spec, group)
-            self.groups[topic.name, group] = known.with_handler(spec)
+            self.groups[topic.name, group] = self._group(topic, group).with_handler(spec)
             return function
 
         return declare
@@ -159,6 +180,9 @@ class App:
             redis=lambda: self.redis,
         )
         return self.projections[name]
+
+    def _group(self, topic: Topic, group: str) -> GroupSpec:
+        return self.groups.get((topic.name, group)) or GroupSpec(topic.spec, group)
 
     def _check_group_name(self, topic: Topic, group: str, others: Any) -> None:
         if group in others:

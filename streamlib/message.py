@@ -8,6 +8,8 @@ import uuid
 
 from msgspec import Struct, field
 
+_DERIVED = uuid.UUID("5b0a3c52-3d5e-5d0c-9f0e-6f0f5f2a9d11")
+
 
 class Position(Struct, frozen=True, order=True):
     """Where an event is stored: topic, partition number and the id of its stream entry ("ms-seq").
@@ -41,6 +43,11 @@ def new_event_id() -> str:
     tail = int.from_bytes(os.urandom(10), "big")
     value = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (tail >> 68 & 0xFFF) << 64 | 0b10 << 62 | tail & (1 << 62) - 1
     return str(uuid.UUID(int=value))
+
+
+def derived_id(event_id: str, group: str, n: int = 0) -> str:
+    """The id of the n-th event that a group makes of an event: whoever makes it again gives it the same."""
+    return str(uuid.uuid5(_DERIVED, f"{event_id}\0{group}\0{n}"))
 
 
 def entry_time_ms(entry_id: str) -> int:

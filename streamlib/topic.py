@@ -60,6 +60,10 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
             raise PublishError(f"{event_type(type(event))}.{self.key} is None, but topic {self.name!r} is keyed by it")
         return value if isinstance(value, str) else str(value)
 
+    def checked_key(self, event: Event, key: str | None = None) -> str:
+        """The key under which the event is stored, its own unless one is given. Raises PublishError."""
+        return _checked("key", self.key_of(event) if key is None else key, may_be_empty=True)
+
     def message(self, event: Event, *, event_id: str | None = None, key: str | None = None, **envelope: Any) -> Message:
         """The event in its envelope, encoded. Raises PublishError and DeclarationError."""
         cls = type(event)
@@ -77,7 +81,7 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
             id=_checked("event id", event_id) if event_id is not None else new_event_id(),
             type=event_type(cls),
             version=event_version(cls),
-            key=_checked("key", self.key_of(event) if key is None else key, may_be_empty=True),
+            key=self.checked_key(event, key),
             data=self.codec.encode(event),
             **envelope,
         )

@@ -47,12 +47,13 @@ class Context:
 
     `attempt` is 1 for the first run. `idempotency_key` is the same for every run of this event by this group, after
     crashes, retries and replays too: hand it to whatever must not happen twice. `state` is what `@app.lifespan`
-    yielded. `time` is when the event happened, ms since 1970.
+    yielded. `time` is when the event happened, ms since 1970. `message` is the envelope as it was received.
     """
 
     def __init__(
         self, topic: TopicSpec, group: str, delivery: Delivery, message: Message, state: Mapping[str, Any]
     ) -> None:
+        self.message = message
         self.topic = topic.name
         self.group = group
         self.partition = delivery.partition

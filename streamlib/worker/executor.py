@@ -7,14 +7,13 @@ import contextvars
 import logging
 import random
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor as Threads
 from typing import Any
 
 from streamlib.codec import Fields
 from streamlib.errors import PublishError, StreamlibError
-from streamlib.message import Message
+from streamlib.message import Message, derived_id
 from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.publisher import Publisher
 from streamlib.topic import TopicSpec
@@ -24,7 +23,6 @@ from streamlib.worker.outcomes import HandlerReturned, HandlerTimeout, Outcomes
 from streamlib.worker.work import Ended, Group, OnEnd, Work
 
 logger = logging.getLogger(__name__)
-_EMITTED = uuid.UUID("5b0a3c52-3d5e-5d0c-9f0e-6f0f5f2a9d11")
 
 
 class Executor:
@@ -152,10 +150,9 @@ class Executor:
         elsewhere: dict[str, tuple[TopicSpec, list[Message], list[int]]] = {}
         for n, one in enumerate(context.emitted):
             topic = one.topic
-            event_id = str(uuid.uuid5(_EMITTED, f"{context.event_id}\0{self._group.group}\0{n}"))
             message = topic.message(
                 one.event,
-                event_id=event_id,
+                event_id=derived_id(context.event_id, self._group.group, n),
                 key=one.key,
                 correlation_id=context.correlation_id,
                 causation_id=context.event_id,

@@ -58,8 +58,8 @@ class Projection(Generic[Row]):
         if topic.partitions > 1 and topic.key != key:
             raise DeclarationError(
                 f"projection {name!r} is keyed by {key!r}, but topic {topic.name!r} has {topic.partitions} "
-                f"partitions by {topic.key!r}: the events of one row would lie on several; key both alike, "
-                "or use one partition"
+                f"partitions by {topic.key!r}: the events of one row would lie on several; project "
+                f"app.rekey({topic.name}, key={key!r}, to=...), key both alike, or use one partition"
             )
 
     def on(self, *event_classes: type[Event]) -> Callable[[Fold], Fold]:
