@@ -38,7 +38,7 @@ def run(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=240,
         check=False,
     )
 
@@ -52,6 +52,7 @@ def assert_nothing_left(directory: Path, told: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_month_of_flights_survives_a_killed_worker(tmp_path: Path) -> None:
     ended = run(tmp_path, "--json")
     assert ended.returncode == 0, ended.stderr

@@ -19,7 +19,7 @@ from workers.flights.records import DATA_FILE
 from workers.flights.store import EffectStore
 from workers.flights.verify import verify
 
-pytestmark = pytest.mark.allow_keys("flights", "{flights}:*", "streamlib:*")
+pytestmark = pytest.mark.allow_keys("flights*", "{flights*}:*", "streamlib:*")
 
 EVENTS = 4_000
 
@@ -45,9 +45,14 @@ def worker(redis_url: str, directory: Path, *args: str) -> WorkerProc:
 
 def forget_acknowledgements(client: redis.Redis, group: str) -> None:
     """What Redis looks like to a group whose acks were all lost: nothing delivered, nothing done."""
-    client.xgroup_setid(flights.name, group, "0")
-    for name in client.scan_iter(f"{{{flights.name}}}:idem:{group}:*", count=5_000):
+    for number in range(flights.spec.partitions):
+        client.xgroup_setid(f"{flights.name}.{number}", group, "0")
+    for name in done_marks(client, group):
         client.delete(name)
+
+
+def done_marks(client: redis.Redis, group: str) -> list[bytes]:
+    return list(client.scan_iter(f"{{{flights.name}.*}}:idem:{group}:*", count=5_000))
 
 
 async def test_workers_results_equal_the_file(app: App, store: EffectStore, redis_url: str, tmp_path: Path) -> None:
@@ -103,8 +108,7 @@ async def test_verification_finds_what_is_wrong(
         database.execute("UPDATE carrier_delays SET departures = departures + 1 WHERE carrier = 'UA'")
         database.execute("DELETE FROM notifications WHERE flight_id = (SELECT min(flight_id) FROM notifications)")
     database.close()
-    done = client.scan_iter(f"{{{flights.name}}}:idem:alerts:*", count=5_000)
-    client.delete(next(name for name in done if client.get(name) == b"d"))
+    client.delete(next(name for name in done_marks(client, "alerts") if client.get(name) == b"d"))
     verdict = await verify(app, store, DATA_FILE, 1_000)
     found = "\n".join(verdict.mismatches)
     assert "statistics of UA" in found

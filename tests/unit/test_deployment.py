@@ -146,7 +146,9 @@ def test_services_run_every_group_of_the_app_once() -> None:
         for option, argument in zip(service["command"], service["command"][1:], strict=False)
         if option == "--group"
     ]
-    assert sorted(groups) == ["airport-board", "alerts", "carrier-board", "delays"]
+    assert sorted(groups) == [
+        "airport-board", "alerts", "carrier-board", "delays", "flights-by-carrier", "flights-by-origin",
+    ]  # fmt: skip
 
 
 def test_ports_are_open_to_this_machine_only() -> None:

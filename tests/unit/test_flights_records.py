@@ -25,6 +25,7 @@ CANCELLED = dict.fromkeys(("dep_time", "dep_delay", "arr_time", "arr_delay", "ai
 def test_a_flight_that_arrived_is_two_events_in_order() -> None:
     (first_id, departed), (second_id, arrived) = events_of(ROW)
     assert (first_id, second_id) == ("2013-01-01-UA-1545-EWR:departed", "2013-01-01-UA-1545-EWR:arrived")
+    assert departed.flight == arrived.flight == "UA1545"
     assert isinstance(departed, FlightDeparted)
     assert (departed.departure_delay_min, departed.tail_number) == (2, "N14228")
     assert departed.scheduled_at.isoformat() == "2013-01-01T10:15:00+00:00"
@@ -110,11 +111,14 @@ def test_recomputation_counts_what_is_in_the_file() -> None:
     assert facts.handled == {
         "delays": 52_881,
         "alerts": 26_398,
+        "flights-by-origin": 53_472,
+        "flights-by-carrier": 53_472,
         "airport-board": 27_004,
         "carrier-board": 53_402,
     }
     assert {group: len(ids) for group, ids in facts.dead.items()} == {
         "delays": 70, "alerts": 70, "airport-board": 0, "carrier-board": 70,
+        "flights-by-origin": 0, "flights-by-carrier": 0,
     }  # fmt: skip
     assert facts.delays["OO"] == (1, 67, 1, 107)
     assert len(facts.late) == 1_862

@@ -1,4 +1,7 @@
-"""The flights app: one topic, two groups with effects outside Redis, two boards inside it.
+"""The flights app: a topic of four partitions, two groups with effects outside Redis, two boards inside it.
+
+The topic is keyed by carrier and flight number, the boards are kept by airport and by carrier: each reads a copy of the
+topic under the key of its own rows.
 
 `streamlib run workers.flights.app:app`; FLIGHTS_DB names the SQLite file (flights.sqlite3 when unset).
 """
@@ -24,7 +27,11 @@ ALERT_FROM_MIN = 60
 app = App("flights")
 
 # A file published twice within the hour changes nothing: its event ids are the same.
-flights = app.topic("flights", FlightDeparted, FlightArrived, FlightCancelled, key="flight_id", dedup_window_s=3600)
+flights = app.topic(
+    "flights", FlightDeparted, FlightArrived, FlightCancelled, key="flight", partitions=4, dedup_window_s=3600
+)
+by_origin = app.rekey(flights, key="origin", to="flights-by-origin")
+by_carrier = app.rekey(flights, key="carrier", to="flights-by-carrier")
 
 
 @app.lifespan
@@ -62,7 +69,7 @@ async def notify_late(event: FlightArrived, ctx: Context) -> None:
 
 
 airport_board = app.projection(
-    "airport-board", flights, AirportRow, key="origin", indexes=[Ordered("average_delay_min")]
+    "airport-board", by_origin, AirportRow, key="origin", indexes=[Ordered("average_delay_min")]
 )
 
 
@@ -85,7 +92,7 @@ def _(row: AirportRow | None, event: FlightCancelled) -> AirportRow:
 
 carrier_board = app.projection(
     "carrier-board",
-    flights,
+    by_carrier,
     CarrierRow,
     key="carrier",
     indexes=[

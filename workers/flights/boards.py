@@ -51,7 +51,8 @@ def punctuality(sum_min: int, count: int) -> str:
 
 
 def worse(worst_min: int | None, worst_flight: str | None, delay_min: int, flight_id: str) -> tuple[int, str | None]:
-    """The larger delay with its flight; of equal ones the first stays."""
-    if worst_min is None or delay_min > worst_min:
+    """The larger delay with its flight; of equal ones the first by name. Which came first does not count: flights of
+    one airport come from several partitions, in any order."""
+    if worst_min is None or worst_flight is None:
         return delay_min, flight_id
-    return worst_min, worst_flight
+    return min((worst_min, worst_flight), (delay_min, flight_id), key=lambda one: (-one[0], one[1]))

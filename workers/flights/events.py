@@ -1,4 +1,7 @@
-"""What happens to a flight: the three events of the topic `flights`, and the rule for a complete arrival."""
+"""What happens to a flight: the three events of the topic `flights`, and the rule for a complete arrival.
+
+`flight_id` names one flight on one day; `flight` is carrier and number, the same every day ("UA1545").
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ class FlightDeparted(Event):
     """A flight left its gate. A negative delay is an early departure."""
 
     flight_id: str
+    flight: str
     carrier: str
     origin: str
     destination: str
@@ -27,6 +31,7 @@ class FlightArrived(Event):
     """
 
     flight_id: str
+    flight: str
     carrier: str
     origin: str
     destination: str
@@ -40,6 +45,7 @@ class FlightCancelled(Event):
     """A scheduled flight that never left."""
 
     flight_id: str
+    flight: str
     carrier: str
     origin: str
     destination: str

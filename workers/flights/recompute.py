@@ -52,9 +52,12 @@ def recompute(path: Path, limit: int | None = None) -> Facts:
         "delays": seen["departed"] + seen["arrived"],
         "alerts": seen["arrived"],
         "airport-board": seen["departed"] + seen["cancelled"],
+        "flights-by-origin": facts.events,
+        "flights-by-carrier": facts.events,
         "carrier-board": sum(seen.values()),
     }
-    facts.dead = {name: set() if name == "airport-board" else set(incomplete) for name in facts.handled}
+    rejects = ("delays", "alerts", "carrier-board")
+    facts.dead = {name: set(incomplete) if name in rejects else set() for name in facts.handled}
     _finish(facts)
     return facts
 
@@ -98,7 +101,7 @@ def _count(facts: Facts, flight: str, kind: str, row: Mapping[str, str]) -> None
 
 def _add(board: dict[str, Any], flight: str, delay: int) -> None:
     board["sum"] += delay
-    if board["worst"] is None or delay > board["worst"][0]:
+    if board["worst"] is None or (-delay, flight) < (-board["worst"][0], board["worst"][1]):
         board["worst"] = (delay, flight)
 
 

@@ -45,21 +45,22 @@ def events_of(row: Mapping[str, str]) -> list[tuple[str, FlightEvent]]:
     """The events that one row stands for, with their ids. Raises RecordError."""
     flight_id = flight_id_of(row)
     carrier, origin, destination = _text(row, "carrier"), _text(row, "origin"), _text(row, "dest")
+    flight = f"{carrier}{_whole(row, 'flight')}"
     if row["dep_time"] == _MISSING:
         cancelled = FlightCancelled(
-            flight_id=flight_id, carrier=carrier, origin=origin, destination=destination,
+            flight_id=flight_id, flight=flight, carrier=carrier, origin=origin, destination=destination,
             tail_number=_optional(row, "tailnum"), scheduled_at=_scheduled_at(row),
         )  # fmt: skip
         return [(f"{flight_id}:cancelled", cancelled)]
     departed = FlightDeparted(
-        flight_id=flight_id, carrier=carrier, origin=origin, destination=destination,
+        flight_id=flight_id, flight=flight, carrier=carrier, origin=origin, destination=destination,
         tail_number=_optional(row, "tailnum"), scheduled_at=_scheduled_at(row),
         departure_delay_min=_whole(row, "dep_delay"),
     )  # fmt: skip
     if row["arr_time"] == _MISSING:
         return [(f"{flight_id}:departed", departed)]
     arrived = FlightArrived(
-        flight_id=flight_id, carrier=carrier, origin=origin, destination=destination,
+        flight_id=flight_id, flight=flight, carrier=carrier, origin=origin, destination=destination,
         arrival_time=_clock(row, "arr_time"), arrival_delay_min=_optional_whole(row, "arr_delay"),
         air_time_min=_optional_whole(row, "air_time"), distance_mi=_whole(row, "distance"),
     )  # fmt: skip

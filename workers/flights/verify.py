@@ -10,14 +10,21 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from streamlib import App
+from streamlib.keys import StreamKeys
 from streamlib.ops.dead_letters import DeadLetters, Filters
-from workers.flights.app import airport_board, carrier_board, flights
+from streamlib.producer import Topic
+from workers.flights.app import airport_board, by_carrier, by_origin, carrier_board, flights
 from workers.flights.recompute import Facts, recompute
 from workers.flights.store import EffectStore
 
 HANDLER_GROUPS = ("delays", "alerts")
-PROJECTIONS = ("airport-board", "carrier-board")
-GROUPS = HANDLER_GROUPS + PROJECTIONS
+COPIES = {"airport-board": by_origin.name, "carrier-board": by_carrier.name}
+"""The topic that a board reads; it is filled by a group of the same name on `flights`."""
+TOPICS = (flights, by_origin, by_carrier)
+_TOPIC_OF = dict.fromkeys((*HANDLER_GROUPS, *COPIES.values()), flights) | {
+    airport_board.name: by_origin,
+    carrier_board.name: by_carrier,
+}
 
 _SCAN_COUNT = 5_000
 _FAR_MIN = 10**6
@@ -39,11 +46,11 @@ async def verify(app: App, store: EffectStore, data: Path, limit: int | None) ->
     """Compare counts, dead letters, effects and boards with the facts of the file; `app` must be open."""
     facts = recompute(data, limit)
     differ = _Differences()
-    handled = {group: await _done(app, group) for group in GROUPS}
+    handled = {group: await _done(app, group) for group in _TOPIC_OF}
     for group, count in handled.items():
         differ.check(f"events that {group} handled", facts.handled[group], count)
     dead, reason = await _dead(app)
-    for group in GROUPS:
+    for group in _TOPIC_OF:
         differ.check(f"dead letters of {group}", facts.dead[group], dead.get(group, set()))
     differ.check("events in the statistics", facts.handled["delays"], store.counted())
     differ.check_rows("statistics of", facts.delays, store.carrier_delays())
@@ -65,9 +72,14 @@ async def verify(app: App, store: EffectStore, data: Path, limit: int | None) ->
     )
 
 
+def any_partition(app: App, topic: Topic) -> StreamKeys:
+    """Key names with a glob that stands for each partition of a topic that has several."""
+    return app.keys.stream(f"{topic.name}.*", 0, 1)
+
+
 async def _done(app: App, group: str) -> int:
     """How many events Redis has marked as done for a group: one mark per event, however often it ran."""
-    pattern = app.keys.stream(flights.name, 0, flights.spec.partitions).idem(group, "*")
+    pattern = any_partition(app, _TOPIC_OF[group]).idem(group, "*")
     cursor, done = b"0", 0
     while True:
         cursor, names = await app.redis.execute("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
@@ -78,13 +90,17 @@ async def _done(app: App, group: str) -> int:
 
 
 async def _dead(app: App) -> tuple[dict[str, set[str]], str]:
-    """Event ids of the dead letters of each group, and the first one's error as an example."""
+    """Event ids of the dead letters of each group, and the first one's error as an example. A copy has an id of its
+    own; its correlation id is the id of the event."""
     letters = DeadLetters(app.redis, app.keys, window_s=app.settings.idempotency.window_s)
     found: dict[str, set[str]] = {}
     example = ""
-    async for letter in letters.find(Filters(topic=flights.name)):
-        found.setdefault(letter.place.group, set()).add(letter.event_id)
-        example = example or letter.letter.error
+    for topic in TOPICS:
+        async for letter in letters.find(Filters(topic=topic.name)):
+            message = letter.message
+            event_id = message.correlation_id if message is not None else None
+            found.setdefault(letter.place.group, set()).add(event_id or letter.event_id)
+            example = example or letter.letter.error
     return found, example
 
 
