@@ -147,6 +147,31 @@ def _(row: OrderRow | None, event: OrderStatusUpdated) -> OrderRow | None:
     return OrderRow(order_id=row.order_id, status=event.status, total=row.total)
 
 
+# -- the third block: a read model keyed unlike its topic -----------------------------------------------------------
+
+
+class OrderPaid(Event):
+    order_id: str
+    customer_id: str
+    amount: Decimal
+
+
+class CustomerRow(ReadModel):
+    customer_id: str
+    paid: Decimal = Decimal(0)
+
+
+payments = app.topic("payments", OrderPaid, key="order_id", partitions=4)
+by_customer = app.rekey(payments, key="customer_id", to="payments-by-customer")
+customer_view = app.projection("customer-view", by_customer, CustomerRow, key="customer_id")
+
+
+@customer_view.on(OrderPaid)
+def _(row: CustomerRow | None, event: OrderPaid) -> CustomerRow:
+    row = row or CustomerRow(customer_id=event.customer_id)
+    return CustomerRow(customer_id=row.customer_id, paid=row.paid + event.amount)
+
+
 # -- what they do ---------------------------------------------------------------------------------------------------
 
 Working = Callable[[], AbstractAsyncContextManager[None]]
@@ -303,6 +328,19 @@ async def test_waiting_for_a_position_that_nobody_projects_ends_with_a_timeout()
         position = await orders.publish(created("o-1"))
         with pytest.raises(TimeoutError, match="is a worker of this projection running"):
             await order_view.wait_for(position, timeout=0.05)
+
+
+async def test_a_view_by_customer_of_a_topic_by_order(working: Working) -> None:
+    async with working():
+        for n in range(6):
+            await payments.publish(OrderPaid(order_id=f"o-{n}", customer_id=f"c-{n % 2}", amount=Decimal(n)))
+        await eventually(lambda: _paid("c-0", 6))
+        await eventually(lambda: _paid("c-1", 9))
+
+
+async def _paid(customer_id: str, amount: int) -> bool:
+    row = await customer_view.get(customer_id)
+    return row is not None and row.paid == amount
 
 
 async def _count_is(number: int) -> bool:
