@@ -138,6 +138,7 @@ class App:
         `rerun="never"` sends an event whose run failed or crashed to the dead letters. Raises DeclarationError.
         The group's name is state: renamed, it starts anew at the first event.
         """
+
         def declare(function: F) -> F:
             spec = read_handler(
                 function,

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from streamlib.errors import Fenced, UnknownType
+from streamlib.errors import Fenced
 from streamlib.event import Event
 from streamlib.message import entry_time_ms
-from streamlib.redisio.claims import Claimed, Verdict, claim
+from streamlib.redisio.claims import Claimed, Verdict
 from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.reader import Received
 from streamlib.redisio.settler import ack, give_back
@@ -24,6 +24,7 @@ from streamlib.worker.inflight import InFlight, Key
 from streamlib.worker.lanes import Lanes
 from streamlib.worker.limiter import AHEAD_S
 from streamlib.worker.parts import Parts
+from streamlib.worker.strangers import Strangers
 from streamlib.worker.suspects import Steps, Suspects
 from streamlib.worker.work import Ended, Work
 
@@ -52,12 +53,11 @@ class Consumer:
         }
         self._inbox: Waits = inbox if inbox is not None else Inbox(self.wake_up)
         self._claiming = Claiming(self._claim_ended)
-        self._strangers: list[Received] = []
+        self._strangers = Strangers(parts, self._decoding, skip=self._skip, keep=self._claim_strangers)
         self._waiting: set[Key] = set()
         self.suspects = Suspects(parts, self._steps())
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
-        self._elsewhere: frozenset[str] = frozenset()
         self._stopping = False
         self._closed = False
         self._limiter = parts.limiter
@@ -87,7 +87,7 @@ class Consumer:
         most = min(self._parts.settings.batch, startable), self._parts.settings.prefetch_bytes
         entries, waiting_bytes = self._inbox.weight(self._claiming.slow, most)
         waiting_bytes += sum(lanes.waiting_bytes for lanes in self._lanes)
-        return max(most[0] - entries - len(self._strangers), 0), max(most[1] - waiting_bytes, 0)
+        return max(most[0] - entries - len(self._strangers.waiting), 0), max(most[1] - waiting_bytes, 0)
 
     def answers(self, partition: int) -> bool:
         """Whether claims of this partition are answered: what is read of one that is slow would only pile up."""
@@ -193,49 +193,36 @@ class Consumer:
     def _admit(self, chosen: list[Choice]) -> None:
         """Claim, each partition by itself; about types that nobody handles here, others are asked first."""
         to_claim: dict[int, list[Choice]] = {}
-        asking = bool(self._strangers)
+        asking = bool(self._strangers.waiting)
         for received, lanes in chosen:
             if lanes is None and received.message is not None:
-                self._strangers.append(received)
+                self._strangers.waiting.append(received)
             else:
                 to_claim.setdefault(received.delivery.partition, []).append((received, lanes))
         for partition, of_one in to_claim.items():
             taken = Counter(lanes for _, lanes in of_one if lanes is not None)
             self._claiming.start(partition, taken, self._claim_all(of_one))
-        if self._strangers and not asking:
-            self._claiming.beside(self._admit_strangers())
+        if self._strangers.waiting and not asking:
+            self._claiming.beside(self._strangers.admit())
 
-    async def _admit_strangers(self) -> None:
-        while self._strangers:
-            received = list(self._strangers)
-            # Asked after these entries were read: whoever handles a type has said so before anybody published it.
-            self._elsewhere = await self._parts.live_types() - self._parts.spec.type_names
-            del self._strangers[: len(received)]
-            to_claim: dict[int, list[Choice]] = {}
-            for one in received:
-                if self._may_skip(one):
-                    self._leave(one)
-                    self._parts.settling.put(Ended(ack(one.delivery), "skipped"))
-                else:
-                    to_claim.setdefault(one.delivery.partition, []).append((one, None))
-            for of_one in to_claim.values():
-                self._claiming.beside(self._claim_all(of_one))
-            self._room.set()
+    def _skip(self, received: Received) -> None:
+        self._leave(received)
+        self._parts.settling.put(Ended(ack(received.delivery), "skipped"))
+
+    def _claim_strangers(self, kept: Sequence[Received]) -> None:
+        to_claim: dict[int, list[Choice]] = {}
+        for one in kept:
+            to_claim.setdefault(one.delivery.partition, []).append((one, None))
+        for of_one in to_claim.values():
+            self._claiming.beside(self._claim_all(of_one))
+        self._room.set()
 
     async def _claim_all(self, chosen: list[Choice]) -> None:
         chunks = [chosen[start : start + _CLAIM_BATCH] for start in range(0, len(chosen), _CLAIM_BATCH)]
         await asyncio.gather(*map(self._claim_chunk, chunks))
 
-    def _may_skip(self, received: Received) -> bool:
-        """A type that this group does not handle, neither here nor in a newer or older worker that is live."""
-        if received.message is None:
-            return False
-        if received.message.type in self._elsewhere:
-            return False
-        return self._topic.unknown == "skip" or not isinstance(self._decoding.class_of(received), UnknownType)
-
     async def _claim_chunk(self, chunk: list[Choice]) -> None:
-        once = partial(self._claim, [received.delivery for received, _ in chunk])
+        once = partial(self._parts.claim, [received.delivery for received, _ in chunk])
         try:
             claimed = await self._parts.door.persist(once, give_up_s=None, on_error=self._parts.on_error)
         except Fenced:
@@ -243,17 +230,6 @@ class Consumer:
             return
         for (received, lanes), answer in zip(chunk, claimed, strict=True):
             self._sort(received, lanes, answer)
-
-    async def _claim(self, deliveries: Sequence[Delivery], *, take_suspects: bool = False) -> list[Claimed]:
-        return await claim(
-            self._parts.door,
-            deliveries,
-            group=self._group.group,
-            worker_id=self._group.worker_id,
-            lease_ms=self._parts.settings.lease_ms,
-            window_ms=self._group.window_ms,
-            take_suspects=take_suspects,
-        )
 
     def _fenced(self, chunk: Sequence[Choice]) -> None:
         """Their partition is another worker's by now: what is left of them here is of no use."""
@@ -286,7 +262,7 @@ class Consumer:
     def _start(self, received: Received, lanes: Lanes | None) -> None:
         delivery, message = received.delivery, received.message
         if lanes is None or message is None:
-            self._hold_to_settle(delivery, self._decoding.unreadable(received, self._elsewhere))
+            self._hold_to_settle(delivery, self._decoding.unreadable(received, self._strangers.elsewhere))
             return
         event = self._decoding.decode(received, lanes.handler.name)
         if isinstance(event, Ended):
@@ -301,7 +277,7 @@ class Consumer:
 
     def _steps(self) -> Steps:
         return Steps(
-            claim=partial(self._claim, take_suspects=True),
+            claim=partial(self._parts.claim, take_suspects=True),
             sort=self._sort,
             leave=self._leave,
             start=self._start,
@@ -381,10 +357,10 @@ class Consumer:
 
     def stop(self) -> None:
         """After `run` has ended: hand back what did not start, its attempt unspent."""
-        for received in [*self._inbox.drain(), *self._strangers]:
+        for received in [*self._inbox.drain(), *self._strangers.waiting]:
             if not received.delivery.epoch:  # what an owner did not start stays pending for the next one
                 self._parts.settling.put(Ended(give_back(received.delivery, claimed=False), "released"))
-        self._strangers.clear()
+        self._strangers.waiting.clear()
         self._hand_back_unstarted()
 
     def _hand_back_unstarted(self) -> None:

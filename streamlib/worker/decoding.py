@@ -82,7 +82,11 @@ class Decoding:
                 "delay_ms": delay_ms, "error": str(error),
             },
         )  # fmt: skip
-        return Ended(park(delivery, delay_ms=delay_ms, now_ms=now_ms, error=str(error)), "released")
+        return Ended(
+            park(delivery, delay_ms=delay_ms, now_ms=now_ms, error=str(error)),
+            "released",
+            elsewhere=message.type in elsewhere,
+        )
 
     def bury(self, received: Received, failure: Failure, handler: str = NO_HANDLER) -> Ended:
         """The end of an event that is not run (any more)."""

@@ -28,6 +28,10 @@ class _Waiting(Struct):
     due_at: float = _NOW
     halted: bool = False
 
+    @property
+    def failing(self) -> bool:
+        return self.halted or self.due_at != _NOW or self.received.delivery.attempts > 0
+
 
 class _Queue(Struct):
     """The entries of one key, the next one first. `taken` is that one's ref while it is out of here."""
@@ -69,12 +73,7 @@ class OwnedEntries:
     @property
     def parked(self) -> int:
         """How many events wait for one of their key that failed, that one included."""
-        now = time.monotonic()
-        return sum(
-            len(queue.entries)
-            for queue in self.queues.values()
-            if queue.entries[0].halted or queue.entries[0].due_at > now
-        )
+        return sum(len(queue.entries) for queue in self.queues.values() if queue.entries[0].failing)
 
     @property
     def parked_for_good(self) -> int:

@@ -22,6 +22,8 @@ from streamlib.worker.pausing import Gate
 from streamlib.worker.work import Ended, Group, Work
 
 _COUNT_S = 1.0
+_ELSEWHERE_S = 30.0
+"""For so long a partition is left to those who handle what comes next there."""
 
 
 class OwnedIntake:
@@ -75,6 +77,10 @@ class OwnedIntake:
 
     def settled(self, ended: Ended, counts: bool) -> None:
         self.inbox.settled(ended, counts)
+        if ended.elsewhere:
+            number = ended.settlement.delivery.partition
+            self._shares.refuse(number)
+            asyncio.get_running_loop().call_later(_ELSEWHERE_S, self._shares.accept, number)
 
     def fenced(self, partition: int, epoch: int) -> None:
         lease = self._shares.partition(partition)

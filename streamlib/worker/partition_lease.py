@@ -98,6 +98,7 @@ class PartitionLease:
     async def release(self) -> None:
         """Let others have it at once; call it when nothing is in flight any more. Nothing to do when it was lost."""
         epoch, was_lost, self.epoch = self.epoch, self.lost.is_set(), 0
+        self.standby = not self._wanted.is_set()
         if not epoch:
             return
         if self._stopping is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import Struct, field
 
 from streamlib.metrics.worker import GroupMetrics
+from streamlib.redisio.claims import Claimed, claim
 from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.delivery import Delivery
 from streamlib.settings import WorkerSettings
 from streamlib.worker.handlers import GroupSpec
 from streamlib.worker.inflight import InFlight
@@ -34,3 +36,15 @@ class Parts(Struct, frozen=True, kw_only=True):
     gate: Gate = field(default_factory=Gate)
     on_fenced: Callable[[int, int], None] = lambda partition, epoch: None
     """Hears of a partition and epoch that are another worker's by now."""
+
+    async def claim(self, deliveries: Sequence[Delivery], *, take_suspects: bool = False) -> list[Claimed]:
+        """Claim for this worker; as `redisio.claims.claim`."""
+        return await claim(
+            self.door,
+            deliveries,
+            group=self.group.group,
+            worker_id=self.group.worker_id,
+            lease_ms=self.settings.lease_ms,
+            window_ms=self.group.window_ms,
+            take_suspects=take_suspects,
+        )

@@ -42,6 +42,8 @@ class Ended(Struct, frozen=True, eq=False):
     seconds: float | None = None
     failure: Failure | None = None
     attempts: int = 0
+    elsewhere: bool = False
+    """Only other live workers of the group handle its type."""
 
     @property
     def stored_ms(self) -> int:

@@ -232,7 +232,7 @@ def test_an_event_of_another_topic_is_refused() -> None:
         ({"group": "email", "timeout": 0}, "not above 0 seconds"),
         ({"group": "email", "concurrency": 0}, "not 1 to 10000"),
         ({"group": "email", "rerun": "sometimes"}, "choose 'ok' or 'never'"),
-        ({"group": "email", "ordering": "key"}, "supports 'none'"),
+        ({"group": "email", "ordering": "partition"}, "choose 'none' or 'key'"),
     ],
 )
 def test_wrong_options_name_what_is_allowed(options: dict[str, Any], says: str) -> None:
