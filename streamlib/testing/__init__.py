@@ -9,7 +9,7 @@ from typing import Any
 
 _HOMES = {
     "streamlib.testing.fake_redis": ("FakeServer",),
-    "streamlib.testing.harness": ("AppFactory", "Dead", "Handled", "Harness", "Parked", "Retried", "run_app"),
+    "streamlib.testing.harness": ("AppFactory", "Dead", "Halted", "Handled", "Harness", "Parked", "Retried", "run_app"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -29,7 +29,9 @@ from streamlib.redisio.view_state import live_generation
 from streamlib.settings import Settings
 from streamlib.testing.fake_redis import FakeServer
 from streamlib.testing.recording import Failed, recorded
+from streamlib.testing.standing import Standing, standing
 from streamlib.topic import TopicSpec
+from streamlib.worker.handlers import GroupSpec
 from streamlib.worker.projection import Projection
 
 R = TypeVar("R", bound=ReadModel)
@@ -78,8 +80,18 @@ class Parked(Struct, frozen=True):
     event_id: str
 
 
+class Halted(Struct, frozen=True):
+    """A key of an ordered group that stands still at this event until an operator resumes or skips it."""
+
+    topic: str
+    group: str
+    key: str
+    event_id: str
+    error: str
+
+
 class Harness:
-    """An open app. After each `drain`, `handled`, `retried`, `dead` and `parked` tell of everything so far."""
+    """An open app. After each `drain`, `handled`, `retried`, `dead`, `parked`, `halted` tell of everything so far."""
 
     def __init__(self, app: App, failures: Sequence[Failed]) -> None:
         self.app = app
@@ -87,6 +99,7 @@ class Harness:
         self.retried: list[Retried] = []
         self.dead: list[Dead] = []
         self.parked: list[Parked] = []
+        self.halted: list[Halted] = []
         self._failures = failures
 
     async def publish(self, topic: Topic, event: Event, **options: Any) -> Position:
@@ -100,10 +113,10 @@ class Harness:
     async def drain(self, timeout: float = 10.0) -> None:
         """Run a worker until its groups have nothing left, then stop it.
 
-        Retries do not wait for their delay. Parked events stay where they are, and so do delayed ones that are not
-        due (see `release_delayed`). Each drain is a worker of its own,
-        so the app's lifespan begins and ends with it. Raises AssertionError after `timeout` seconds, naming what
-        is left, and whatever ends the worker.
+        Retries do not wait for their delay. Parked events and halted keys stay where they are, and so do delayed
+        events that are not due (see `release_delayed`). Each drain is a worker of its own, so the app's lifespan
+        begins and ends with it. Raises AssertionError after `timeout` seconds, naming what is left, and whatever
+        ends the worker.
         """
         worker, stop = self.app.worker(), asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
@@ -154,7 +167,11 @@ class Harness:
         return []
 
     async def _left(self) -> list[str]:
-        parked = {place: await self._bring_forward(*place) for place in self.app.groups}
+        parked = {
+            (topic, group): await self._bring_forward(topic, group)
+            + sum([one.waiting for stream in self._streams(spec.topic) for one in await self._standing(stream, spec)])
+            for (topic, group), spec in self.app.groups.items()
+        }
         wanted = {*self.app.groups, *((view.topic.name, name) for name, view in self.app.projections.items())}
         left: list[str] = []
         for topic in {name for name, _ in wanted}:
@@ -207,7 +224,7 @@ class Harness:
         yield from ((view.topic, view.name) for view in self.app.projections.values())
 
     async def _look(self) -> None:
-        self.handled, self.dead, self.parked = [], [], []
+        self.handled, self.dead, self.parked, self.halted = [], [], [], []
         for topic, group in self._groups():
             for stream in self._streams(topic):
                 self.handled += await self._handled(topic, group, stream)
@@ -218,11 +235,29 @@ class Harness:
                     if why == "parked"
                 ]
         last_runs = {(letter.group, letter.event_id, letter.attempts) for letter in self.dead}
+        for spec in self.app.groups.values():
+            for stream in self._streams(spec.topic):
+                last_runs |= await self._look_at_keys(spec, stream)
         self.retried = [
             Retried(f.topic, f.group, f.event_id, f.type, f.attempt, f.error)
             for f in self._failures
             if (f.group, f.event_id, f.attempt) not in last_runs
         ]
+
+    async def _look_at_keys(self, spec: GroupSpec, stream: StreamKeys) -> set[tuple[str, str, int]]:
+        """Note what stands still in an ordered group; the runs at which keys halted."""
+        last_runs = set()
+        for one in await self._standing(stream, spec):
+            place, state = (spec.topic.name, spec.group), one.state
+            if state.halted:
+                self.halted.append(Halted(*place, state.key, one.event_id, state.error))
+                last_runs.add((spec.group, one.event_id, state.attempts))
+            else:
+                self.parked.append(Parked(*place, one.event_id))
+        return last_runs
+
+    async def _standing(self, stream: StreamKeys, spec: GroupSpec) -> list[Standing]:
+        return await standing(self._door, stream, spec.group, spec.topic.codec) if spec.ordered else []
 
     async def _handled(self, topic: TopicSpec, group: str, stream: StreamKeys) -> list[Handled]:
         entries = await self._door.execute("XRANGE", stream.stream, "-", "+")

@@ -1,4 +1,7 @@
-"""Hears of every run that failed: wraps the handlers of an app, for their errors are not kept in Redis."""
+"""Hears of every run that failed: wraps the handlers of an app, for their errors are not kept in Redis.
+
+Retries of ordered groups are made to come at once here too: they wait in their owner's memory, out of reach for a test.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from streamlib.errors import RetryLater
 from streamlib.event import Event, event_type
+from streamlib.retry import Retry
 from streamlib.worker.context import BatchContext, Context
 from streamlib.worker.handlers import Function, GroupSpec, HandlerSpec
 
@@ -27,7 +32,8 @@ class Failed(Struct, frozen=True):
 
 
 def recorded(spec: GroupSpec, failures: list[Failed]) -> GroupSpec:
-    """The same group, whose handlers note failed runs in `failures`; they run as before."""
+    """The same group, whose handlers note failed runs in `failures`; they run as before, and ordered ones again without
+    delay."""
     handlers = tuple(_recorded_handler(spec, handler, failures) for handler in spec.handlers)
     return GroupSpec(spec.topic, spec.group, handlers)
 
@@ -57,9 +63,24 @@ def _recorded_handler(spec: GroupSpec, handler: HandlerSpec, failures: list[Fail
             elif id(event) in batch.retried:
                 note(event, batch.of(event), "the batch handler asked to run it again")
 
-    wrap = _async if handler.is_async else _sync
+    wrap, ordered = _async if handler.is_async else _sync, handler.ordering == "key"
     function = wrap(handler.function, handler.takes_context, raised, returned)
-    return msgspec.structs.replace(handler, function=function, takes_context=True)
+    at_once = Retry(max_attempts=handler.retry.max_attempts, base=0, cap=0)
+    return msgspec.structs.replace(
+        handler,
+        function=wrap(function, True, _come_at_once, _ignore) if ordered else function,
+        takes_context=True,
+        retry=at_once if ordered else handler.retry,
+    )
+
+
+def _come_at_once(what: Any, context: Any, error: BaseException) -> None:
+    if isinstance(error, RetryLater):
+        raise RetryLater(0, str(error)) from error
+
+
+def _ignore(what: Any, context: Any) -> None:
+    """Only failures matter."""
 
 
 def _async(function: Function, takes_context: bool, raised: Function, returned: Function) -> Function:
