@@ -20,6 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _FILTERS = (
     click.option("--topic", help="Only this topic."),
+    click.option("--partition", type=click.IntRange(min=0), help="Only this partition of each topic."),
     click.option("--group", help="Only this group."),
     click.option("--type", help="Only events of this type."),
     click.option("--reason", help="Only this reason: max_attempts, rejected, decode, schema, crash, ..."),

@@ -89,3 +89,5 @@ def shared_options(function: F) -> F:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+partition_option = click.option("--partition", type=click.IntRange(min=0), help="Only this partition.")

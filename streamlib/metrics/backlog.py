@@ -88,5 +88,6 @@ def _values(group: GroupInfo) -> dict[str, float | None]:
         "group_oldest_pending_age_seconds": group.oldest_pending_seconds,
         "group_oldest_undelivered_age_seconds": group.oldest_undelivered_seconds,
         "group_paused": group.paused,
+        "halted_keys": group.halted_keys if group.kind == "ordered" else None,
         "group_backlog": group.backlog,
     }

@@ -118,6 +118,7 @@ METRICS: tuple[Metric, ...] = (
         _GROUP,
     ),
     Metric("group_paused", "backlog", "1 while an operator keeps the group from taking work.", _GROUP),
+    Metric("halted_keys", "backlog", "Keys of an ordered group that stand still until an operator acts.", _GROUP),
     Metric("group_backlog", "backlog", "lag + pending + retrying; at least so many if lag is unknown.", _GROUP),
 )
 

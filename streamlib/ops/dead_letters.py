@@ -13,13 +13,13 @@ from msgspec import Struct
 
 from streamlib.codec import Fields, NativeCodec
 from streamlib.errors import DecodeError, NotFound
-from streamlib.keys import Keys, StreamKeys
+from streamlib.keys import Keys
 from streamlib.message import Message, entry_order, entry_time_ms
+from streamlib.ops.places import Place, places
 from streamlib.redisio import dead_letters as stored
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.dead_letter import DeadLetter, parse_dead_letter
 from streamlib.redisio.dead_letters import Replay
-from streamlib.redisio.registry import groups_of, topics
 
 FOREIGN = "foreign"
 """The reason shown for an entry of a dead-letter stream that streamlib did not write."""
@@ -29,20 +29,11 @@ PROJECTION = "projection"
 _codec = NativeCodec()
 
 
-class Place(Struct, frozen=True):
-    """One dead-letter stream."""
-
-    topic: str
-    partition: int
-    group: str
-    kind: str
-    keys: StreamKeys
-
-
 class Filters(Struct, frozen=True, kw_only=True):
     """Which dead letters are meant; None and 0 leave it open. `error` is a part of the text, in any case."""
 
     topic: str | None = None
+    partition: int | None = None
     group: str | None = None
     type: str | None = None
     reason: str | None = None
@@ -132,7 +123,7 @@ class DeadLetters:
     async def find(self, filters: Filters) -> AsyncIterator[Found]:
         """Those that match, by stream, oldest first, up to the limit. Raises NotFound, WrongKeyType."""
         left = filters.limit or -1
-        for place in await self.places(filters.topic, filters.group):
+        for place in await self._places(filters):
             async for found in self._scan(place, filters):
                 yield found
                 left -= 1
@@ -142,7 +133,7 @@ class DeadLetters:
     async def newest(self, filters: Filters) -> list[Found]:
         """The newest of all streams that match, up to the limit. Raises NotFound, WrongKeyType."""
         kept: list[Found] = []
-        for place in await self.places(filters.topic, filters.group):
+        for place in await self._places(filters):
             seen = 0
             async for found in self._scan(place, filters, newest_first=True):
                 kept.append(found)
@@ -175,8 +166,8 @@ class DeadLetters:
     async def get(self, dead_letter_id: str) -> Found:
         """The dead letter of this id. Raises NotFound."""
         topic, partition, group, dead_id = _split(dead_letter_id)
-        places = await self.places(topic, group)
-        place = next((p for p in places if str(p.partition) == partition), None)
+        found = await places(self._redis, self._keys, topic, group)
+        place = next((one for one in found if str(one.partition) == partition), None)
         fields = await stored.read(self._redis, place.keys, group, dead_id) if place else None
         if place is None or fields is None:
             raise NotFound(
@@ -196,24 +187,9 @@ class DeadLetters:
             deleted += await stored.delete(self._redis, place.keys, place.group, [one.dead_id for one in some])
         return deleted
 
-    async def places(self, topic: str | None = None, group: str | None = None) -> list[Place]:
-        """The dead-letter streams of these topics and groups, existing or not. Raises NotFound."""
-        known = await topics(self._redis, self._keys)
-        if topic is not None and topic not in known:
-            raise NotFound(f"no topic {topic!r} in this Redis; there {_are(list(known))}")
-        names = [topic] if topic is not None else sorted(known)
-        kinds = {name: await groups_of(self._redis, self._keys, name) for name in names}
-        if group is not None and not any(group in groups for groups in kinds.values()):
-            where = f"topic {topic!r}" if topic else "any topic"
-            there = {name for groups in kinds.values() for name in groups}
-            raise NotFound(f"no group {group!r} of {where}; there {_are(list(there))}")
-        return [
-            Place(name, partition, one, kind, self._keys.stream(name, partition, known[name]))
-            for name in names
-            for one, kind in sorted(kinds[name].items())
-            if group in (None, one)
-            for partition in range(known[name])
-        ]
+    async def _places(self, filters: Filters) -> list[Place]:
+        """The dead-letter streams that the filters leave, existing or not. Raises NotFound."""
+        return await places(self._redis, self._keys, filters.topic, filters.group, filters.partition)
 
     async def _scan(self, place: Place, filters: Filters, *, newest_first: bool = False) -> AsyncIterator[Found]:
         entries = stored.scan(
@@ -280,7 +256,3 @@ def _split(dead_letter_id: str) -> tuple[str, str, str, str]:
         )
     topic, partition, group, dead_id = parts
     return topic, partition, group, dead_id
-
-
-def _are(names: list[str]) -> str:
-    return f"are {', '.join(sorted(names))}" if names else "are none"

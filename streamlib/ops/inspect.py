@@ -18,6 +18,8 @@ from msgspec import Struct
 from streamlib.errors import NotFound
 from streamlib.keys import Keys, StreamKeys
 from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.key_states import halted_count
+from streamlib.redisio.ownership import owner_of
 from streamlib.redisio.pauses import is_paused
 from streamlib.redisio.registry import groups_of, remembered_position, topics
 from streamlib.redisio.scripts import Executes
@@ -41,7 +43,8 @@ class GroupInfo(Struct, frozen=True, kw_only=True):
     """One group over all partitions of its topic. Ages are seconds of server time, 0 when there is nothing.
 
     `lag` is None when Redis does not know it and counting hit its bound; `backlog` then has the part counted.
-    `owners` are those of a projection or an ordered group, by partition.
+    `owners` are those of a projection or an ordered group, by partition; `halted_keys` those of an ordered group that
+    wait for an operator.
     """
 
     group: str
@@ -58,6 +61,7 @@ class GroupInfo(Struct, frozen=True, kw_only=True):
     backlog: int
     paused: bool = False
     owners: list[Owner] = []
+    halted_keys: int = 0
 
 
 class TopicInfo(Struct, frozen=True, kw_only=True):
@@ -96,6 +100,7 @@ class _Share(Struct, kw_only=True):
     oldest_pending_again: Id | None = None
     oldest_undelivered_again: Id | None = None
     owner: Owner | None = None
+    halted_keys: int = 0
 
 
 async def inspect(
@@ -193,12 +198,13 @@ class _Partition:
             await self._again(share, group)
         if kind != "handler":
             share.owner = await self._owner(group, now_ms)
+        if kind == "ordered":
+            share.halted_keys = await halted_count(self._redis, self._names, group)
         return share
 
     async def _owner(self, group: str, now_ms: int) -> Owner | None:
-        worker, deadline = await self._redis.execute("HMGET", self._names.owner(group), "owner", "deadline")
-        holds = worker is not None and int(deadline or 0) > now_ms
-        return Owner(self._number, _text(worker)) if holds else None
+        worker = await owner_of(self._redis, self._names.owner(group), now_ms)
+        return Owner(self._number, worker) if worker is not None else None
 
     async def _position(self, stream: _Stream, group: str, row: dict[str, Any] | None) -> Id:
         """Last delivered id. A lost group will go on where retention remembers it, or at the start."""
@@ -303,6 +309,7 @@ def _sum_up(group: str, kind: str, shares: Sequence[_Share], now_ms: int, *, pau
         backlog=lag + pending + retrying,
         paused=paused,
         owners=[share.owner for share in shares if share.owner is not None],
+        halted_keys=sum(share.halted_keys for share in shares),
     )
 
 

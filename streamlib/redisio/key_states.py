@@ -17,6 +17,7 @@ from streamlib.redisio.scripts import Executes, Script
 
 _change = Script("key_state")
 _skip = Script("skip")
+_count_halted = Script("halted_keys")
 _HALTED = b"halted"
 _PARTS = 5
 
@@ -38,6 +39,16 @@ class KeyState(Struct, frozen=True):
     noted: bytes = b""
     """The text as it stands in Redis."""
 
+    @property
+    def entry_id(self) -> str:
+        return self.ref.removeprefix("a")
+
+    @property
+    def event_id(self) -> str:
+        """The event at which the key halted; "" while it is not halted."""
+        told = self.noted.split(b"\0", 2)
+        return told[1].decode("utf-8", "replace") if self.halted and len(told) > 1 else ""
+
 
 def parse(key: str, noted: bytes) -> KeyState | None:
     """What a field of `{S}:keys:<group>` says; None where somebody else wrote it."""
@@ -58,6 +69,16 @@ async def key_states(redis: Executes, keys: StreamKeys, group: str) -> list[KeyS
     flat: list[bytes] = await redis.execute("HGETALL", keys.key_states(group))
     found = (parse(key.decode("utf-8", "replace"), noted) for key, noted in zip(flat[::2], flat[1::2], strict=True))
     return sorted((state for state in found if state is not None), key=lambda state: state.key)
+
+
+async def halted_count(redis: Executes, keys: StreamKeys, group: str) -> int:
+    """How many keys of one partition are halted. Raises what the client raises."""
+    halted, cursor = 0, b"0"
+    while True:
+        cursor, count = await _count_halted.run(redis, [keys.key_states(group)], [cursor])
+        halted += int(count)
+        if cursor == b"0":
+            return halted
 
 
 async def states_of(

@@ -40,6 +40,12 @@ async def release(redis: Executes, key: str, owner: str, epoch: int) -> Lease:
     return _read(await _own.run(redis, [key], ["release", owner, epoch, 0]))
 
 
+async def owner_of(redis: Executes, key: str, now_ms: int) -> str | None:
+    """The worker whose lease holds at `now_ms` of the server's clock. Raises what the client raises."""
+    owner, deadline = await redis.execute("HMGET", key, "owner", "deadline")
+    return owner.decode("utf-8", "replace") if owner is not None and int(deadline or 0) > now_ms else None
+
+
 def _read(reply: Any) -> Lease:
     ours, held_epoch, ms_left = reply
     return Lease(ours == 1, held_epoch, ms_left)

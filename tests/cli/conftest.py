@@ -41,6 +41,45 @@ async def send(event: OrderCreated, ctx: Context) -> None:
         time.sleep(600)
 """
 
+BANK = """
+import asyncio
+import os
+from streamlib import App, Event, ReadModel, Reject, Retry
+
+app = App("bank")
+
+class Moved(Event):
+    account: str
+    n: int = 0
+
+moves = app.topic("moves", Moved, key="account", partitions=2)
+
+@app.handler(moves, group="ledger", ordering="key", on_dead="block", retry=Retry(max_attempts=1))
+async def book(event: Moved) -> None:
+    if event.n < 0 and not os.path.exists("mended"):
+        raise ValueError(f"{event.account} is overdrawn")
+
+@app.handler(moves, group="audit", retry=Retry(max_attempts=5, base=3600, cap=3600))
+async def look(event: Moved) -> None:
+    if event.n == 13:
+        raise ValueError("in an hour")
+    if event.n == 14:
+        raise Reject("never")
+    if event.n == 15:
+        await asyncio.sleep(600)
+
+class Balance(ReadModel):
+    account: str
+    total: int
+
+balances = app.projection("balances", moves, Balance, key="account")
+
+@balances.on(Moved)
+def add(row: Balance | None, event: Moved) -> Balance:
+    return Balance(account=event.account, total=(row.total if row else 0) + event.n)
+"""
+"""A handler group, an ordered group and a projection on two partitions; n says how an event ends."""
+
 
 class Result(Struct, frozen=True):
     """How a command ended."""
@@ -62,6 +101,25 @@ def shop(tmp_path: Path) -> Path:
     """A directory with shop.py, whose app is `shop:app`."""
     (tmp_path / "shop.py").write_text(SHOP.replace("{partitions}", "2"))
     return tmp_path
+
+
+@pytest.fixture
+def bank(shop: Path) -> Path:
+    """The directory of `cli`, with bank.py, whose app is `bank:app`."""
+    (shop / "bank.py").write_text(BANK)
+    return shop
+
+
+@pytest.fixture
+def move(cli: Cli, bank: Path, redis_url: str) -> Callable[..., None]:
+    """`move(a=1, b=-1)` publishes one event for each account."""
+
+    def publish(**accounts: int) -> None:
+        lines = (json.dumps({"type": "Moved", "data": {"account": a, "n": n}}) for a, n in accounts.items())
+        done = cli("publish", "bank:app", "moves", "--redis", redis_url, stdin="\n".join(lines))
+        assert done.code == 0, done.err
+
+    return publish
 
 
 @pytest.fixture

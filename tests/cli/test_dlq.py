@@ -200,3 +200,19 @@ def test_an_unknown_id_is_not_found(dlq: Callable[..., Result], verb: list[str])
 def test_ids_and_filters_together_are_a_usage_error(dlq: Callable[..., Result]) -> None:
     assert dlq("replay", ids(dlq)[0], "--group", "email").code == 2
     assert len(ids(dlq)) == 5
+
+
+def test_one_partition_is_looked_at_replayed_and_purged(dlq: Callable[..., Result]) -> None:
+    by_partition = {n: [one for one in ids(dlq) if one.split("/")[1] == n] for n in ("0", "1")}
+    assert all(by_partition.values()), "both partitions hold dead letters"
+    for number, there in by_partition.items():
+        assert {row["id"] for row in dlq("ls", "--partition", number, "--json").json} == set(there)
+        causes = dlq("groups", "--partition", number, "--json").json
+        assert sum(cause["count"] for cause in causes) == len(there)
+    assert dlq("replay", "--partition", "0", "--json").json["replayed"] == len(by_partition["0"])
+    assert sorted(ids(dlq)) == sorted(by_partition["1"])
+    assert dlq("purge", "--partition", "0", "--yes", "--json").json == {"purged": 0}
+    assert dlq("purge", "--partition", "1", "--yes", "--json").json == {"purged": len(by_partition["1"])}
+    done = dlq("ls", "--partition", "2")
+    assert done.code == 4
+    assert "no partition 2 of any topic; the last is 1" in done.err

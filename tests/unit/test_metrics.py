@@ -41,7 +41,7 @@ def value(found: Samples, name: str, **labels: str) -> float:
 
 def group_info(group: str = "g", *, lag: int | None = 3, pending: int = 2) -> GroupInfo:
     return GroupInfo(
-        group=group, kind="handler", lag=lag, lag_known=lag is not None, pending=pending, retrying=1, dead=4,
+        group=group, kind="ordered", lag=lag, lag_known=lag is not None, pending=pending, retrying=1, dead=4,
         consumers=2, oldest_seconds=9.0, oldest_pending_seconds=9.0, oldest_undelivered_seconds=5.0,
         backlog=(lag or 0) + pending + 1,
     )  # fmt: skip
