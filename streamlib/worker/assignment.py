@@ -19,12 +19,13 @@ def assign(
     partition first, so that most of them stay when a worker comes or goes.
 
     What a worker has `refused` goes to the others, first of all and as evenly as that allows; what all refuse is in
-    nobody's share.
+    nobody's share. Who refuses everything, as it drains, counts as gone: nothing moves once more when it is.
     """
-    order = sorted(set(workers), key=lambda worker: (_score(salt, worker), worker))
+    wanted = set(range(partitions))
+    takes_part = {worker for worker in workers if not wanted <= set(refused.get(worker, ()))}
+    order = sorted(takes_part, key=lambda worker: (_score(salt, worker), worker))
     load = dict.fromkeys(order, 0)
     shares: dict[int, str] = {}
-    wanted = set(range(partitions))
     some_refuse = {number for worker in order for number in refused.get(worker, ())} & wanted
     takers = {n: [worker for worker in order if n not in refused.get(worker, ())] for n in some_refuse}
     quotas = _levelled(load, partitions - sum(not able for able in takers.values()))
