@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -32,15 +32,16 @@ class Missing(Struct, frozen=True):
 
 
 class Reader:
-    """One group's view of the partitions of a topic, as one consumer."""
+    """One group's view of partitions of a topic, by their numbers, as one consumer. `read` sends one command for all of
+    them: they must lie on one server, or be one."""
 
-    def __init__(self, partitions: Sequence[StreamKeys], group: str, consumer: str, codec: Codec) -> None:
-        self._partitions = list(partitions)
+    def __init__(self, partitions: Mapping[int, StreamKeys], group: str, consumer: str, codec: Codec) -> None:
+        self.partitions = dict(partitions)
         self._group = group
         self._consumer = consumer
         self._codec = codec
         self._streams: dict[bytes, tuple[int, bool]] = {}
-        for number, keys in enumerate(partitions):
+        for number, keys in partitions.items():
             self._streams[keys.again(group).encode()] = (number, True)
             self._streams[keys.stream.encode()] = (number, False)
         self._busy_streams = 1
@@ -60,7 +61,7 @@ class Reader:
             partition, again = self._streams[stream]
             how: How = "retry" if again else "new"
             received += (
-                receive(self._partitions[partition], partition, again, how, self._codec, *entry)
+                receive(self.partitions[partition], partition, again, how, self._codec, *entry)
                 for entry in entries
                 if entry[1]
             )
@@ -70,7 +71,7 @@ class Reader:
         self, redis: Executes, partition: int, again: bool, *, idle_ms: int, cursor: str, count: int
     ) -> tuple[str, list[Received], Missing]:
         """Entries nobody touched for `idle_ms`, from `cursor` on; the next cursor ("0-0" at the end)."""
-        keys = self._partitions[partition]
+        keys = self.partitions[partition]
         stream = keys.again(self._group) if again else keys.stream
         reply = await redis.execute("XAUTOCLAIM", stream, self._group, self._consumer, idle_ms, cursor, "COUNT", count)
         found = [

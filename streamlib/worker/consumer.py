@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from streamlib.errors import Fenced
@@ -89,9 +89,10 @@ class Consumer:
         waiting_bytes += sum(lanes.waiting_bytes for lanes in self._lanes)
         return max(most[0] - entries - len(self._strangers.waiting), 0), max(most[1] - waiting_bytes, 0)
 
-    def answers(self, partition: int) -> bool:
-        """Whether claims of this partition are answered: what is read of one that is slow would only pile up."""
-        return partition not in self._claiming.slow
+    def may_read(self, partitions: Collection[int]) -> bool:
+        """Whether more may be read of these: there is room, and not all of them are slow to answer claims, for what is
+        read of one that is would only pile up."""
+        return all(self.room) and not self._claiming.slow.issuperset(partitions)
 
     @property
     def room_to_reclaim(self) -> int:
@@ -100,14 +101,15 @@ class Consumer:
         taken_over = sum(one.delivery.how == "reclaimed" and one.delivery.partition not in slow for one in self._inbox)
         return max(self._parts.settings.batch // 5, 1) - taken_over
 
-    async def wait_for_room(self) -> None:
-        while not (self._stopping or all(self.room)):
+    async def wait_to_read(self, partitions: Collection[int]) -> None:
+        while not (self._stopping or self.may_read(partitions)):
             self._room.clear()
             await self._room.wait()
 
     def offer(self, received: Sequence[Received]) -> None:
         """Entries that now lie in our pending list."""
         taken: Counter[str] = Counter()
+        sizes: list[int] = []
         for one in received:
             key = InFlight.key(one.delivery, self._group.group)
             if key in self._waiting or key in self._parts.inflight:
@@ -115,8 +117,11 @@ class Consumer:
             self._waiting.add(key)
             self._inbox.add(one)
             taken[one.delivery.how] += 1
+            if one.delivery.how == "new":
+                sizes.append(one.delivery.size)
         for how, number in taken.items():
             self._parts.metrics.received(how, number)
+        self._parts.metrics.sizes(sizes)
         self.wake_up()
 
     def wake_up(self) -> None:

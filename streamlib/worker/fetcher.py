@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.connection import RedisDoor
@@ -16,7 +17,8 @@ _TYPICAL_BYTES = 512
 
 
 class Fetcher:
-    """`run_once` is one XREADGROUP; the next is under way while the consumer works on this one."""
+    """`run_once` is one XREADGROUP; the next is under way while the consumer works on this one.
+    `sharing` tells how many fetchers want the room that there is."""
 
     def __init__(
         self,
@@ -25,6 +27,7 @@ class Fetcher:
         consumer: Consumer,
         settings: WorkerSettings,
         metrics: GroupMetrics,
+        sharing: Callable[[], int] = lambda: 1,
     ) -> None:
         self._lane = door.blocking(settings.block_ms)
         self._reader = reader
@@ -35,17 +38,20 @@ class Fetcher:
         self._bytes_per_entry = float(_TYPICAL_BYTES)
         self.last_read: float | None = None
         self.waits_for_room = False
+        self.found = False
+        """Whether the last read brought something."""
+        self._sharing = sharing
 
     async def run_once(self) -> float:
         """Seconds to wait before the next read (0, but for a server that does not block)."""
-        if not all(self._consumer.room):
+        if not self._consumer.may_read(self._reader.partitions):
             self.waits_for_room = True
-            await self._consumer.wait_for_room()
+            await self._consumer.wait_to_read(self._reader.partitions)
             self.waits_for_room, self.last_read = False, time.monotonic()  # silence until now was our own
         if self._consumer.stopping:
             return 0.0
         entries, room_bytes = self._consumer.room
-        count = max(1, min(self._count, entries, int(room_bytes / self._bytes_per_entry)))
+        count = max(1, min(self._count, entries, int(room_bytes / self._bytes_per_entry)) // self._sharing())
         started = time.monotonic()
         try:
             received = await self._reader.read(self._lane, count=count, block_ms=self._block_ms())
@@ -56,6 +62,7 @@ class Fetcher:
             raise
         self.last_read = time.monotonic()
         self._metrics.polled()
+        self.found = bool(received)
         if received:
             self._count = min(self._count * 2, self._settings.batch)
             size = sum(one.delivery.size for one in received) / len(received)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from streamlib.keys import StreamKeys
@@ -48,15 +48,28 @@ class SharedIntake:
         self._settings = settings
         self._gate = gate
         self._metrics = metrics
+        self._fetchers: list[Fetcher] = []
         self._fetching: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[None]] = []
 
     def attach(self, consumer: Consumer) -> None:
-        reader = Reader(self._keys, self._spec.group, self._consumer_name, self._spec.topic.codec)
         self._consumer = consumer
-        self._fetcher = Fetcher(self._door, reader, consumer, self._settings, self._metrics)
+        numbered = dict(enumerate(self._keys))
+        # One read of everything where it lies on one server; else one for each partition, for a read has one slot.
+        reads = [numbered] if self._door.one_node else [{number: keys} for number, keys in numbered.items()]
+        self._fetchers = [self._fetcher(partitions) for partitions in reads]
+        reader = self._reader(numbered)
         self._reclaimer = Reclaimer(self._door, reader, consumer, self._keys, self._settings, self._metrics)
         self._promoter = Promoter(self._door, self._keys, self._spec.group)
+
+    def _reader(self, partitions: Mapping[int, StreamKeys]) -> Reader:
+        return Reader(partitions, self._spec.group, self._consumer_name, self._spec.topic.codec)
+
+    def _fetcher(self, partitions: Mapping[int, StreamKeys]) -> Fetcher:
+        return Fetcher(
+            self._door, self._reader(partitions), self._consumer, self._settings, self._metrics,
+            sharing=lambda: max(sum(one.found for one in self._fetchers), 1),
+        )  # fmt: skip
 
     def settled(self, ended: Ended, counts: bool) -> None:
         """Nothing waits for it."""
@@ -70,8 +83,9 @@ class SharedIntake:
     def start(self, loop: Loop) -> list[asyncio.Task[None]]:
         name = f"{self._spec.topic.name}/{self._spec.group}"
         spawn = asyncio.get_running_loop().create_task
-        fetching = loop("fetcher", self._gate.gated(self._fetcher.run_once), lambda: self._consumer.stopping)
-        self._fetching = [spawn(fetching, name=f"fetcher {name}")]
+        for fetcher in self._fetchers:
+            fetching = loop("fetcher", self._gate.gated(fetcher.run_once), lambda: self._consumer.stopping)
+            self._fetching.append(spawn(fetching, name=f"fetcher {name}"))
         for number in range(len(self._keys)):  # a loop each: a partition out of reach delays no other one
             reclaim = self._gate.gated(partial(self._reclaimer.run_once, number))
             promote = partial(self._promoter.run_once, number)
@@ -87,7 +101,8 @@ class SharedIntake:
         await end(self._background)
 
     async def leave(self, grace_s: float) -> bool:
-        await self._fetcher.close()
+        for fetcher in self._fetchers:
+            await fetcher.close()
         return True
 
     @property
@@ -99,6 +114,9 @@ class SharedIntake:
         return 0
 
     def polled_within(self, seconds: float) -> bool:
-        last = self._fetcher.last_read
+        return any(self._polled_within(fetcher, seconds) for fetcher in self._fetchers)
+
+    def _polled_within(self, fetcher: Fetcher, seconds: float) -> bool:
+        last = fetcher.last_read
         recent = last is not None and time.monotonic() - max(last, self._gate.opened_at) < seconds
-        return recent or self._fetcher.waits_for_room
+        return recent or fetcher.waits_for_room

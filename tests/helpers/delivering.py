@@ -47,12 +47,12 @@ class Partition:
 
     async def take(self, worker: str = "w1", count: int = 500) -> list[Delivery]:
         """What a read by this worker brings: returning events first."""
-        reader = Reader([self.keys], GROUP, worker, NativeCodec())
+        reader = Reader({0: self.keys}, GROUP, worker, NativeCodec())
         return [one.delivery for one in await reader.read(self.door, count=count, block_ms=None)]
 
     async def take_over(self, worker: str, *, idle_ms: int = 0) -> list[Delivery]:
         """What a reclaim by this worker brings."""
-        reader = Reader([self.keys], GROUP, worker, NativeCodec())
+        reader = Reader({0: self.keys}, GROUP, worker, NativeCodec())
         found: list[Delivery] = []
         for again in (True, False):
             _, received, _ = await reader.take_over(self.door, 0, again, idle_ms=idle_ms, cursor="0-0", count=500)
