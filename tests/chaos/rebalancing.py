@@ -248,10 +248,11 @@ def table(found: Found) -> str:
             f"{len(moved):>7}{len(one.kept):>6}{len({*one.disturbed, *one.moved_for_nothing}):>11}"
             f"{gaps[0]:>8.2f} s{gaps[1]:>9.2f} s{gaps[2]:>13.2f} s"
         )
+    emitted = found.emitted
     lines.append(
-        f"{found.events} events, {len(found.runs)} runs, {found.overlapping} overlapping,"
-        f" {found.emitted.out_of_order} out of order, {found.emitted.lost} lost, {found.emitted.doubled} doubled; {PARTITIONS} partitions, lease"
-        f" {LEASE_MS / 1000:g} s, membership period {PERIOD_S:g} s; {found.took_s:.0f} s"
+        f"{found.events} events, {len(found.runs)} runs, {found.overlapping} overlapping, {emitted.out_of_order} out of"
+        f" order, {emitted.lost} lost, {emitted.doubled} doubled; {PARTITIONS} partitions, lease {LEASE_MS / 1000:g} s,"
+        f" membership period {PERIOD_S:g} s; {found.took_s:.0f} s"
     )
     return "\n".join(lines)
 
