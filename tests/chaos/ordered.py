@@ -7,7 +7,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
 
@@ -133,16 +133,13 @@ def run(directory: Path, seed: int, each: int, seconds: float, kind: str = "valk
 
 @contextmanager
 def _running(workers: list[WorkerProc]) -> Iterator[list[WorkerProc]]:
-    """All of them started and ready; at the end nothing of them is left."""
-    try:
+    """All of them started and ready; at the end nothing of them is left, and an error shows what they logged last."""
+    with ExitStack() as stack:
         for worker in workers:
-            worker.start()
+            stack.enter_context(worker)
         for worker in workers:
             worker.wait_ready()
         yield workers
-    finally:
-        for worker in workers:
-            worker.__exit__(None, None, None)
 
 
 def table(campaigns: list[Found]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -144,16 +144,27 @@ class OrderedBench:
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def wait_until_done(self, while_waiting: Callable[[], None] = lambda: None) -> None:
+    def wait_until_done(self) -> None:
         """Until every group has acknowledged, or folded, all there is."""
         groups = [GROUP, VIEW, *([BESIDE] if self._beside else [])]
         with self.server.client() as client:
 
             def nothing_left() -> bool:
-                while_waiting()
                 return all(_caught_up(client, stream, groups) for stream in self.streams)
 
-            wait_until(nothing_left, DONE_S, every=0.1, what="every group is done")
+            try:
+                wait_until(nothing_left, DONE_S, every=0.1, what="every group is done")
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{self._under_way(client)}") from error
+
+    def _under_way(self, client: redis.Redis) -> str:
+        """What each group has not done, and who owns it."""
+        found = []
+        for stream in self.streams:
+            for group in client.xinfo_groups(stream):
+                owner = client.hgetall(f"{{{stream}}}:owner:{group['name'].decode()}")
+                found.append(f"{stream} {group} {owner}")
+        return "\n".join([*found, f"{client.time()} {client.hgetall('streamlib:workers')}"])
 
     def entries(self) -> list[list[Entry]]:
         """Per partition, all that lies in the topic."""

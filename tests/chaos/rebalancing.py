@@ -6,6 +6,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from itertools import chain, combinations, pairwise
 from pathlib import Path
 
@@ -94,9 +95,10 @@ class Found(Struct, frozen=True):
 class Staff:
     """The worker processes, watched from outside as they come and go."""
 
-    def __init__(self, bench: OrderedBench, watch: OwnerWatch, client: redis.Redis) -> None:
+    def __init__(self, bench: OrderedBench, watch: OwnerWatch, client: redis.Redis, stack: ExitStack) -> None:
         self.workers: list[WorkerProc] = []
         self.left: list[WorkerProc] = []
+        self._stack = stack
         self._bench = bench
         self._watch = watch
         self._client = client
@@ -143,15 +145,11 @@ class Staff:
         for worker in self.workers:
             assert worker.wait(_CHANGED_S) == 0, worker.log()[-2000:]
 
-    def kill_all(self) -> None:
-        for worker in (*self.workers, *self.left):
-            worker.__exit__(None, None, None)
-
     def _start(self, count: int) -> int:
         """Start so many more; when the last of them was a member, by the server's clock."""
         self.workers += [self._bench.worker() for _ in range(count)]
         for worker in self.workers[-count:]:
-            worker.start()
+            self._stack.enter_context(worker)
         pids = {worker.pid for worker in self.workers}
 
         def all_members() -> bool:
@@ -212,15 +210,13 @@ def run(directory: Path, plan: Sequence[int] = PLAN, kind: str = "valkey") -> Fo
             ORDERED_WORK_S=str(_WORK_S),
         )
         watch = OwnerWatch(watching, bench.streams, GROUP)
-        staff = Staff(bench, watch, client)
-        try:
+        with ExitStack() as stack:
+            staff = Staff(bench, watch, client, stack)
             with watch.watching(), bench.load(PER_SECOND):
                 staff.begin(plan[0])
                 changes = [staff.change_to(count) for count in plan[1:]]
             bench.wait_until_done()
             staff.end()
-        finally:
-            staff.kill_all()
         runs = read_runs(bench.runs_path, {})
         return Found(
             changes=changes,
