@@ -8,6 +8,7 @@ import uuid
 
 from msgspec import Struct, field
 
+_MAX_SEQ = (1 << 64) - 1
 _DERIVED = uuid.UUID("5b0a3c52-3d5e-5d0c-9f0e-6f0f5f2a9d11")
 
 
@@ -59,3 +60,11 @@ def entry_order(entry_id: str) -> tuple[int, int]:
     """Entry ids as they sort in the stream."""
     ms, _, seq = entry_id.partition("-")
     return int(ms), int(seq or 0)
+
+
+def entry_before(entry_id: str) -> str:
+    """The greatest id below this one: a group created there gets this entry next."""
+    ms, seq = entry_order(entry_id)
+    if seq:
+        return f"{ms}-{seq - 1}"
+    return f"{ms - 1}-{_MAX_SEQ}" if ms else "0-0"

@@ -88,9 +88,12 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
 
     def partition_of(self, message: Message) -> int:
         """crc32(key) mod P; events without a key are spread by their id."""
-        if self.partitions == 1:
-            return 0
-        return zlib.crc32((message.key or message.id).encode()) % self.partitions
+        return partition_of_key(message.key or message.id, self.partitions)
+
+
+def partition_of_key(key: str, partitions: int) -> int:
+    """crc32(key) mod P: where events of this key lie, whoever publishes them."""
+    return zlib.crc32(key.encode()) % partitions if partitions > 1 else 0
 
 
 def _checked(kind: str, text: str, *, may_be_empty: bool = False) -> str:

@@ -13,7 +13,7 @@ import click
 from streamlib.cli.exits import Exit
 from streamlib.cli.letters import dead_letters, filter_options
 from streamlib.cli.options import Given, json_option, shared_options
-from streamlib.cli.output import agree, note, print_json, progress
+from streamlib.cli.output import agree, note, print_counts, progress
 from streamlib.errors import Refused
 from streamlib.ops.dead_letters import DeadLetters, Filters, Found
 from streamlib.settings import Settings
@@ -47,7 +47,7 @@ def replay(given: Given, ids: tuple[str, ...], filters: Filters, dry_run: bool, 
     counts = asyncio.run(_replay(settings, ids, filters, dry_run))
     if dry_run:
         would = counts["matched"] - counts["refused"]
-        _print({"dry_run": True, "would_replay": would, "refused": counts["refused"]}, as_json)
+        print_counts({"dry_run": True, "would_replay": would, "refused": counts["refused"]}, as_json=as_json)
         return
     # What was gone had been replayed: by an earlier sending whose answer was lost, or by somebody else.
     answer = {
@@ -56,7 +56,7 @@ def replay(given: Given, ids: tuple[str, ...], filters: Filters, dry_run: bool, 
         "busy": counts["BUSY"],
         "refused": counts["refused"],
     }
-    _print(answer, as_json)
+    print_counts(answer, as_json=as_json)
     if answer["done"]:
         note(f"{answer['done']} were completed meanwhile and stay dead letters; `dlq purge` removes them")
     if answer["busy"]:
@@ -76,12 +76,12 @@ def purge(given: Given, ids: tuple[str, ...], filters: Filters, dry_run: bool, y
     settings = given.settings()
     matched = asyncio.run(_count(settings, ids, filters))
     if dry_run:
-        _print({"dry_run": True, "would_purge": matched}, as_json)
+        print_counts({"dry_run": True, "would_purge": matched}, as_json=as_json)
         return
     if matched or not sys.stdin.isatty():
         agree(f"delete {matched} dead letters for good", yes=yes)
     purged = asyncio.run(_purge(settings, ids, filters, matched)) if matched else 0
-    _print({"purged": purged}, as_json)
+    print_counts({"purged": purged}, as_json=as_json)
 
 
 async def _replay(settings: Settings, ids: tuple[str, ...], filters: Filters, dry_run: bool) -> Counter[str]:
@@ -149,10 +149,3 @@ async def _batches(letters: DeadLetters, ids: tuple[str, ...], filters: Filters)
 def _either(ids: tuple[str, ...], filters: Filters) -> None:
     if ids and not filters.everything:
         raise click.UsageError("give ids or filters, not both")
-
-
-def _print(counts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(counts)
-    else:
-        click.echo(" ".join(f"{name}={value}" for name, value in counts.items() if name != "dry_run"))

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -45,6 +45,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
     console.print(table)
+
+
+def print_counts(counts: Mapping[str, Any], *, as_json: bool) -> None:
+    """What a command did: JSON, or `name=value` pairs on one line."""
+    if as_json:
+        print_json(dict(counts))
+        return
+    shown = {name: json.dumps(value) if isinstance(value, bool) else value for name, value in counts.items()}
+    click.echo(neutralise(" ".join(f"{name}={value}" for name, value in shown.items() if name != "dry_run")))
 
 
 def note(text: str) -> None:

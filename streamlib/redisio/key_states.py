@@ -110,8 +110,13 @@ async def skip(redis: Executes, keys: StreamKeys, group: str, key: str, *, windo
     state = (await states_of(redis, keys, group, [key]))[key]
     if state is None or not state.halted:
         return False
+    return await skip_at(redis, keys, group, state, window_ms=window_ms)
+
+
+async def skip_at(redis: Executes, keys: StreamKeys, group: str, state: KeyState, *, window_ms: int) -> bool:
+    """`skip`, if the key is still halted as `state` says: at that event, after those attempts."""
     event_id, *values = state.noted.split(b"\0")[1:]
-    again, entry_id = state.ref.startswith("a"), state.ref.removeprefix("a")
+    again, entry_id = state.ref.startswith("a"), state.entry_id
     stream = keys.again(group) if again else keys.stream
     found: list[Any] = await redis.execute("XRANGE", stream, entry_id, entry_id)
     at_ms = int(time.time() * 1000)
@@ -119,7 +124,7 @@ async def skip(redis: Executes, keys: StreamKeys, group: str, key: str, *, windo
     code = await _skip.run(
         redis,
         [keys.key_states(group), stream, keys.dead(group), keys.idem(group, event_id.decode("utf-8", "replace"))],
-        [group, key, state.noted, entry_id, window_ms, "1" if again else "0", *letter],
+        [group, state.key, state.noted, entry_id, window_ms, "1" if again else "0", *letter],
     )
     return bool(code == 1)
 

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from streamlib.keys import Keys, StreamKeys
-from streamlib.message import entry_order
+from streamlib.message import entry_before
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.registry import groups_of, remember_position
@@ -23,8 +23,6 @@ AT_ONCE = 10_000
 
 PRODUCER_IDLE_MS = 2 * 3_600_000
 """Twice the longest `redis.retry_s`: a producer that may still send its last batch again is known."""
-
-_MAX_SEQ = (1 << 64) - 1
 
 
 class PartitionTrim(Struct, frozen=True):
@@ -94,7 +92,7 @@ async def _trim_partition(
         more = bool(reply[1])
     rows = [part.decode() for part in reply[3:]]
     positions = {
-        group: _before(pending) if pending else delivered
+        group: entry_before(pending) if pending else delivered
         for group, delivered, pending in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
     }
     return PartitionTrim(partition, trimmed, reply[2].decode(), positions)
@@ -107,11 +105,3 @@ async def _forget_producers(redis: RedisDoor, names: StreamKeys) -> int:
         forgotten += int(count)
         if cursor == b"0":
             return forgotten
-
-
-def _before(entry_id: str) -> str:
-    """The greatest id below this one: a group created there gets this entry next."""
-    ms, seq = entry_order(entry_id)
-    if seq:
-        return f"{ms}-{seq - 1}"
-    return f"{ms - 1}-{_MAX_SEQ}" if ms else "0-0"
