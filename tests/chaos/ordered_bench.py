@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from tests.helpers.servers import RedisProc
 from tests.helpers.waiting import wait_until
 from tests.helpers.workers import WorkerProc
 
-DONE_S = 120.0
+STILL_S = 30.0
 _TICK_S = 0.05
 
 
@@ -145,15 +146,19 @@ class OrderedBench:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def wait_until_done(self) -> None:
-        """Until every group has acknowledged, or folded, all there is."""
+        """Until every group has acknowledged, or folded, all there is. Fails when nothing moves any more."""
         groups = [GROUP, VIEW, *([BESIDE] if self._beside else [])]
         with self.server.client() as client:
+            seen: list[Any] = []
 
-            def nothing_left() -> bool:
-                return all(_caught_up(client, stream, groups) for stream in self.streams)
+            def moves() -> bool:
+                before, seen[:] = list(seen), [_position(client, stream, groups) for stream in self.streams]
+                return before != seen
 
             try:
-                wait_until(nothing_left, DONE_S, every=0.1, what="every group is done")
+                while not all(_caught_up(client, stream, groups) for stream in self.streams):
+                    wait_until(moves, STILL_S, every=0.1, what="every group is done, or goes on")
+                    time.sleep(0.1)
             except AssertionError as error:
                 raise AssertionError(f"{error}\n{self._under_way(client)}") from error
 
@@ -225,11 +230,18 @@ class OrderedBench:
 
 
 def _caught_up(client: redis.Redis, stream: str, groups: Sequence[str]) -> bool:
-    last: Any = client.xinfo_stream(stream)
-    found: Any = {group["name"].decode(): group for group in client.xinfo_groups(stream)}
-    return all(
-        found[name]["last-delivered-id"] == last["last-generated-id"] and found[name]["pending"] == 0 for name in groups
-    )
+    last, *positions = _position(client, stream, groups)
+    return all(position == (last, 0) for position in positions)
+
+
+def _position(client: redis.Redis, stream: str, groups: Sequence[str]) -> list[Any]:
+    """The last entry of the stream, and per group the last that it was given and how many it has not acknowledged."""
+    with client.pipeline(transaction=True) as tx:
+        tx.xinfo_stream(stream)
+        tx.xinfo_groups(stream)
+        last, rows = tx.execute()
+    found = {row["name"].decode(): (row["last-delivered-id"], row["pending"]) for row in rows}
+    return [last["last-generated-id"], *(found[name] for name in groups)]
 
 
 def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
