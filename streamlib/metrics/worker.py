@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 
@@ -13,11 +14,15 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from streamlib.metrics.backlog import BacklogGauges
+from streamlib.metrics.batches import BatchHistogram
 from streamlib.metrics.catalogue import DELIVERIES, METRICS, OUTCOMES, OWNERSHIP_CHANGES, PREFIX, Metric
 
 MAX_ERROR_TYPES = 50
 MAX_WORDS = 16
 OTHER = "other"
+COMMANDS = frozenset({"claim", "settle", "xautoclaim", "deliver", "own", "commit"})
+"""Commands with a series of their own; all others share one. Publishing has a metric of its own."""
+_BY_THE_BATCH = "event_size_bytes"
 
 
 class Bounded:
@@ -43,6 +48,7 @@ class _Instruments:
         self.counters: dict[str, Counter] = {}
         self.histograms: dict[str, Histogram] = {}
         self.gauges: dict[str, Gauge] = {}
+        self.sizes: BatchHistogram
         for metric in METRICS:
             self._make(metric, registry)
 
@@ -52,6 +58,8 @@ class _Instruments:
             self.counters[metric.name] = Counter(name, metric.help, metric.labels, registry=registry)
         elif metric.kind == "gauge":
             self.gauges[metric.name] = Gauge(name, metric.help, metric.labels, registry=registry)
+        elif metric.name == _BY_THE_BATCH:
+            self.sizes = BatchHistogram(metric, registry)
         elif metric.kind == "histogram":
             self.histograms[metric.name] = Histogram(
                 name, metric.help, metric.labels, registry=registry, buckets=metric.buckets
@@ -70,7 +78,7 @@ class WorkerMetrics:
         self._groups: dict[tuple[str, str], GroupMetrics] = {}
         self._topics: dict[str, TopicMetrics] = {}
         self._error_kinds = Bounded(MAX_WORDS)
-        self._commands = Bounded(MAX_WORDS)
+        self._commands: dict[str, Histogram] = {}
         self._error_types: dict[str, Bounded] = {}
         self.connected_to(server)
 
@@ -109,7 +117,12 @@ class WorkerMetrics:
         self._made.counters["redis_errors"].labels(self._error_kinds(kind)).inc()
 
     def redis_command(self, command: str, seconds: float) -> None:
-        self._made.histograms["redis_command_duration_seconds"].labels(self._commands(command)).observe(seconds)
+        """A command (in lower case; of a script its name) was answered after so long."""
+        label = command if command in COMMANDS else OTHER
+        series = self._commands.get(label)
+        if series is None:
+            series = self._commands[label] = self._made.histograms["redis_command_duration_seconds"].labels(label)
+        series.observe(seconds)
 
     def loop_lag(self, seconds: float) -> None:
         self._made.histograms["event_loop_lag_seconds"].observe(seconds)
@@ -129,16 +142,11 @@ class TopicMetrics:
         self._published = made.counters["published_events"]
         self._outcomes = Bounded(MAX_WORDS)
         self._duration = made.histograms["publish_duration_seconds"].labels(topic)
-        self._size = made.histograms["event_size_bytes"].labels(topic)
 
     def published(self, outcome: str, n: int, seconds: float) -> None:
         """`n` events of one batch ended with `outcome`; the batch took `seconds`."""
         self._published.labels(self._topic, self._outcomes(outcome)).inc(n)
         self._duration.observe(seconds)
-
-    def event_size(self, size: int) -> None:
-        """One encoded event has `size` bytes."""
-        self._size.observe(size)
 
 
 class GroupMetrics:
@@ -154,6 +162,7 @@ class GroupMetrics:
         self._error_types = error_types
         received = made.counters["events_received"]
         self._received = {name: received.labels(topic, group, name) for name in DELIVERIES}
+        self._sizes = made.sizes.labels(topic)
         self._processed: dict[str, dict[str, Counter]] = {}
         self._durations: dict[str, Histogram] = {}
         self._retries = made.counters["retries_scheduled"].labels(topic, group)
@@ -176,6 +185,10 @@ class GroupMetrics:
     def received(self, delivery: str, n: int) -> None:
         """`n` events were delivered; `delivery` is new, reclaimed or retry, else KeyError."""
         self._received[delivery].inc(n)
+
+    def sizes(self, sizes: Sequence[int]) -> None:
+        """New events of a batch have so many bytes, as they lie in their stream."""
+        self._sizes.observe(sizes)
 
     def processed(self, handler: str, outcome: str, seconds: float | None) -> None:
         """One delivery ended; `seconds` is the handler's run time, None if it did not run.

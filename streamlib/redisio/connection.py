@@ -13,6 +13,7 @@ import redis.exceptions
 from streamlib.redisio.address import read_address
 from streamlib.redisio.clients import ClientMaker, SingleClients
 from streamlib.redisio.cluster import ClusterClients
+from streamlib.redisio.command_names import name_of
 from streamlib.redisio.failures import RETRYABLE, ErrorClass, classify, error_code, translate
 from streamlib.redisio.sentinel import SentinelClients
 from streamlib.settings import RedisSettings
@@ -66,7 +67,8 @@ class RedisDoor:
     def __init__(self, settings: RedisSettings, clients: Clients) -> None:
         self.settings = settings
         self.observe: Callable[[str, float], None] | None = None
-        """Hears of every command on the shared pool: its name and the seconds until its reply, or its error."""
+        """Hears of every command on the shared pool, where nothing blocks: its name (of a script that of its file)
+        and the seconds until its reply, or its error."""
         self._clients = clients
         self._shared = clients.client(settings.timeout_s)
 
@@ -94,7 +96,8 @@ class RedisDoor:
         try:
             return await _cancellable(self._shared.execute_command(*command))
         finally:
-            self.observe(str(command[0]), time.perf_counter() - started)
+            if self.observe is not None:  # it may have stopped to listen meanwhile
+                self.observe(name_of(command), time.perf_counter() - started)
 
     async def nodes(self) -> list[Lane]:
         """A lane to each primary, for commands without a key; close them. Raises what the client raises."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from streamlib.redisio.command_names import know_script
 from streamlib.redisio.connection import SyncClient
 from streamlib.redisio.failures import NoScriptError
 
@@ -26,6 +27,7 @@ class Script:
         self.name = name
         self._body = (Path(__file__).parent / "lua" / f"{name}.lua").read_bytes()
         self.sha = hashlib.sha1(self._body, usedforsecurity=False).hexdigest()
+        know_script(name, self.sha, self._body)
 
     async def run(self, redis: Executes, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """The script's raw reply. Raises what the client raises."""

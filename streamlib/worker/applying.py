@@ -103,6 +103,7 @@ class Applier:
             ("ok", folded.folded),
             ("skipped", folded.skipped),
             ("dead", len(folded.dead)),
+            ("duplicate", folded.duplicates),
         ):
             for _ in range(times):
                 metrics.processed(name, outcome, None)

@@ -223,9 +223,10 @@ class ProjectedPartition:
 
     async def _project(self, applier: Applier, entries: Sequence[RawEntry]) -> Leave | None:
         """Fold and commit entries that follow the checkpoint."""
-        size = sum(len(part) for entry in entries for part in entry.fields)
-        self._count = max(1, min(MAX_EVENTS, MAX_BYTES * len(entries) // max(size, 1)))
+        sizes = [sum(map(len, entry.fields)) for entry in entries]
+        self._count = max(1, min(MAX_EVENTS, MAX_BYTES * len(entries) // max(sum(sizes), 1)))
         self._metrics.received("new", len(entries))
+        self._metrics.sizes(sizes)
         folder, topic, name = applier.folder, self._projection.topic.name, self._projection.name
         prepared, stop = folder.prepare(entries)
         if folder.meets_unknown:

@@ -84,11 +84,13 @@ class Worker:
         the drain: the process must end and be started anew.
         """
         threads = ThreadPoolExecutor(self._threads_needed(), thread_name_prefix="streamlib-handler")
+        self._parts.door.observe = self._parts.metrics.redis_command
         try:
             async with self._parts.lifespan() as state, self._renewing() as renewer:
                 return await self._work(stop, burst, state, threads, renewer)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+            self._parts.door.observe = None
 
     def cancel_handlers(self) -> None:
         """Stop waiting for handlers: cancel them, their events go back."""

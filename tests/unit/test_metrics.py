@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterable
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric as Family
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -13,7 +13,7 @@ from streamlib.metrics import backlog
 from streamlib.metrics.backlog import BacklogGauges
 from streamlib.metrics.catalogue import METRIC_NAMES, METRICS, OUTCOMES
 from streamlib.metrics.exposition import merge, render, render_nothing
-from streamlib.metrics.worker import WorkerMetrics
+from streamlib.metrics.worker import COMMANDS, WorkerMetrics
 from streamlib.ops.inspect import GroupInfo, TopicInfo
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
@@ -73,7 +73,7 @@ def test_every_metric_of_the_catalogue_is_exposed_under_its_name() -> None:
     light_everything(metrics, "t", "g", 1)
     metrics.topic("t").published("ok", 1, 0.1)
     metrics.redis_error("timeout")
-    metrics.redis_command("xreadgroup", 0.1)
+    metrics.redis_command("settle", 0.1)
     exposed = {name for name, _ in samples(render(metrics.registry)[1]) if name.startswith("streamlib_")}
     plain = {name for name in exposed if name in METRIC_NAMES}
     of_histograms = {
@@ -134,11 +134,40 @@ def test_words_that_come_from_elsewhere_stay_finite() -> None:
     metrics = WorkerMetrics()
     for number in range(1_000):
         metrics.redis_error(f"kind{number}")
-        metrics.redis_command(f"command{number}", 0.1)
         metrics.topic("t").published(f"outcome{number}", 1, 0.1)
     found = samples(render(metrics.registry)[1])
-    for name in ("redis_errors_total", "redis_command_duration_seconds_count", "published_events_total"):
+    for name in ("redis_errors_total", "published_events_total"):
         assert sum(1 for key in found if key[0] == f"streamlib_{name}") == 17
+
+
+def test_commands_of_the_hot_path_are_told_apart_and_all_others_are_one() -> None:
+    metrics = WorkerMetrics()
+    for command in ("settle", "xadd", "commit", "settle", "get", "hset"):
+        metrics.redis_command(command, 0.25)
+    found = samples(render(metrics.registry)[1])
+    name = "streamlib_redis_command_duration_seconds_count"
+    counts = {dict(labels)["command"]: count for (metric, labels), count in found.items() if metric == name}
+    assert counts == {"settle": 2, "commit": 1, "other": 3}
+
+
+def test_sizes_of_a_batch_are_told_as_one_by_one() -> None:
+    """The histogram of our own says what the library's would."""
+    bounds = next(metric.buckets for metric in METRICS if metric.name == "event_size_bytes")
+    sizes = [0, 1, 63, 64, 65, 256, 5_000, 4_194_304, 4_194_305]
+    metrics, registry = WorkerMetrics(), CollectorRegistry()
+    expected = Histogram("streamlib_event_size_bytes", "", ["topic"], registry=registry, buckets=bounds).labels("t")
+    for group in ("email", "ledger"):
+        metrics.group("t", group).sizes(sizes[:4])
+    metrics.group("t", "email").sizes([])
+    for size in sizes[:4] * 2:
+        expected.observe(size)
+    for size in sizes[4:]:
+        metrics.group("t", "email").sizes([size])
+        expected.observe(size)
+    for accept in ("", OPENMETRICS):
+        ours = samples(render(metrics.registry, accept)[1], openmetrics=bool(accept))
+        theirs = samples(render(registry, accept)[1], openmetrics=bool(accept))
+        assert {key: n for key, n in ours.items() if key[0].startswith("streamlib_event_size_bytes")} == theirs
 
 
 @pytest.mark.parametrize(("topics", "groups", "handlers"), [(1, 1, 1), (1, 10, 1), (4, 2, 3), (10, 1, 1), (2, 20, 5)])
@@ -156,7 +185,7 @@ def test_series_stay_within_the_budget(topics: int, groups: int, handlers: int) 
     BacklogGauges(metrics.registry).update(inspected)
     for kind in ("network", "failover", "migrate", "pause", "lost_state", "config", "bug"):
         metrics.redis_error(kind)
-    for command in ("xreadgroup", "claim", "settle", "publish", "xautoclaim"):
+    for command in (*COMMANDS, "xadd"):
         metrics.redis_command(command, 0.1)
     groups_in_all = topics * groups
     series = len(samples(render(metrics.registry)[1]))
