@@ -58,6 +58,18 @@ def test_the_first_app_runs_as_written(shop: Path) -> None:
     assert "purged=1" in done.stdout
 
 
+def test_the_operator_commands_run_as_written(shop: Path) -> None:
+    (first,) = [text for text in blocks("console") if "shop:app" in text]
+    (session,) = [text for text in blocks("console") if "groups pause" in text]
+    prepare = "\n".join(line for line in first.splitlines() if line.startswith(("export", "streamlib publish")))
+    done = in_shell(f"{prepare}\n{session}", shop)
+    assert done.returncode == 0, done.stderr
+    assert "created=orders:audit kind=handler" in done.stdout
+    assert "paused=true changed=true" in done.stdout
+    assert "paused=false changed=true" in done.stdout
+    assert "archived=0" in done.stdout
+
+
 def test_the_python_examples_run(shop: Path) -> None:
     usage = blocks("python")[1]
     calls = "\n\nimport asyncio\nasyncio.run(main())\nfrom_django_or_a_script()\n"
