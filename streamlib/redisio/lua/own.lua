@@ -16,7 +16,7 @@
 local held = redis.call("HMGET", KEYS[1], "owner", "epoch", "deadline")
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local owner, epoch, deadline = held[1], tonumber(held[2] or 0), tonumber(held[3] or 0)
+local owner, epoch, deadline = held[1], tonumber(held[2] or 0) or 0, tonumber(held[3] or 0) or 0
 local lease = tonumber(ARGV[4])
 
 if ARGV[1] == "take" then
