@@ -56,8 +56,8 @@ def halt(delivery: Delivery, failure: Failure, *, attempts: int, group: str, con
     fields = dead_letter_fields(
         [], failure, attempts=attempts, entry_id=delivery.origin_id, group=group, consumer=consumer, at_ms=now_ms
     )
-    names = (_line(failure.error), _line(delivery.event_id))
-    told = b"\0".join([*(name.encode("utf-8", "replace") for name in names), *fields[1::2]])
+    values = (value.replace(b"\0", b"?") for value in fields[1::2])
+    told = b"\0".join([_line(failure.error), _line(delivery.event_id), *values])
     return Settlement(delivery, "hold", HALTED_MS, (attempts, delivery.parked_ms, told))
 
 
@@ -144,6 +144,6 @@ def _again(delivery: Delivery, attempts: int, parked_ms: int, why: str) -> Again
     return Again(delivery.origin_id, attempts, parked_ms, why, delivery.fields)
 
 
-def _line(text: str) -> str:
-    """At most 500 characters, none of them NUL."""
-    return text.replace("\0", "?")[:_MAX_TEXT]
+def _line(text: str) -> bytes:
+    """At most 500 characters, none of them NUL; what is no Unicode (half a surrogate pair) as "?"."""
+    return text.replace("\0", "?")[:_MAX_TEXT].encode("utf-8", "replace")
