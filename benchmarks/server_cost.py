@@ -75,7 +75,7 @@ async def measure(client: redis.Redis, url: str, events: int, batch: int) -> dic
     for stream in (names.stream, names.again(GROUP)):
         client.xgroup_create(stream, GROUP, "0", mkstream=True)
     publisher = Publisher(door, keys, LimitSettings())
-    reader = Reader([names], GROUP, "worker", NativeCodec())
+    reader = Reader({0: names}, GROUP, "worker", NativeCodec())
     taken: list[list[Delivery]] = []
 
     async def publish() -> None:

@@ -251,17 +251,17 @@ class App:
         return RedisDoor.open(_with_url(self.settings, url).redis)
 
     async def _check_server(self, door: RedisDoor) -> None:
-        async def probe() -> server.ServerInfo:
+        async def probe() -> list[server.ServerInfo]:
             return await server.probe(door)
 
         try:
-            info = await door.persist(probe, give_up_s=door.settings.retry_s)
+            servers = await door.persist(probe, give_up_s=door.settings.retry_s)
         except CLIENT_ERRORS as error:
             raise translate(error, door.settings.url) from error
-        fatal = [finding for finding in server.check(info, self.settings) if finding.fatal and not finding.ok]
+        fatal = [finding for finding in server.check(servers, self.settings) if finding.fatal and not finding.ok]
         if fatal:
             raise RedisUnfit("; ".join(finding.detail for finding in fatal))
-        self._server = f"{info.kind} {info.version}"
+        self._server = ", ".join(sorted({f"{info.kind} {info.version}" for info in servers}))
         self.metrics.connected_to(self._server)
 
     async def _declare(self, door: RedisDoor) -> None:

@@ -39,8 +39,8 @@ async def check(
 
     Raises what the client raises.
     """
-    info = await probe(redis)
-    found = check_server(info, settings)
+    servers = await probe(redis)
+    found = check_server(servers, settings)
     try:
         known = await topics(redis, keys)
     except CLIENT_ERRORS as error:
@@ -50,12 +50,12 @@ async def check(
         return found
     for spec in specs:
         found.append(_partitions(spec, known.get(spec.name)))
-        found.append(_durability(spec, info))
+        found.append(_durability(spec, servers))
         kinds = await groups_of(redis, keys, spec.name)
         found += [_kind(group, kinds) for group in groups if group.topic is spec and group.name in kinds]
     found.append(await _key_types(redis, keys, specs, groups))
     if found[-1].ok:
-        found.append(await _idempotency(redis, keys, settings, groups, info))
+        found.append(await _idempotency(redis, keys, settings, groups, servers))
     return found
 
 
@@ -72,16 +72,21 @@ def _partitions(spec: TopicSpec, stored: int | None) -> Finding:
     return Finding(name, True, f"partitions={stored}, as stored", fatal=True)
 
 
-def _durability(spec: TopicSpec, info: ServerInfo) -> Finding:
+def _durability(spec: TopicSpec, servers: Sequence[ServerInfo]) -> Finding:
     name = f"durability of {spec.name}"
-    if spec.durability == "fsync" and (info.aof is False or info.version_tuple < _WAITAOF_SINCE):
-        detail = f"fsync needs appendonly yes and WAITAOF (Redis or Valkey 7.2); this is {info}"
-        return Finding(name, False, detail, fatal=True)
     wanted = int(spec.durability.partition(":")[2] or 0)
-    if wanted > info.replicas:
-        detail = f"{spec.durability}, but only {info.replicas} replicas are connected: publishes raise NotConfirmed"
-        return Finding(name, False, detail, fatal=False)
+    for info in servers:
+        if spec.durability == "fsync" and (info.aof is False or info.version_tuple < _WAITAOF_SINCE):
+            detail = f"fsync needs appendonly yes and WAITAOF (Redis or Valkey 7.2); {_name(info)} is {info}"
+            return Finding(name, False, detail, fatal=True)
+        if wanted > info.replicas:
+            detail = f"{spec.durability}, but {_name(info)} has {info.replicas} replicas: publishes raise NotConfirmed"
+            return Finding(name, False, detail, fatal=False)
     return Finding(name, True, spec.durability, fatal=True)
+
+
+def _name(info: ServerInfo) -> str:
+    return info.address or "the server"
 
 
 def _kind(group: Declared, kinds: dict[str, str]) -> Finding:
@@ -125,7 +130,7 @@ def _types(names: StreamKeys, groups: Sequence[Declared]) -> dict[str, str]:
 
 
 async def _idempotency(
-    redis: RedisDoor, keys: Keys, settings: Settings, groups: Sequence[Declared], info: ServerInfo
+    redis: RedisDoor, keys: Keys, settings: Settings, groups: Sequence[Declared], servers: Sequence[ServerInfo]
 ) -> Finding:
     """What the marks of finished events will hold in memory."""
     window_s = settings.idempotency.window_s
@@ -138,8 +143,10 @@ async def _idempotency(
         f"a window of {window_s:g} s holds about {per_thousand:,.0f} MiB per group for every 1,000 events per second; "
         f"at the rate of the events stored now about {expected / _MIB:,.1f} MiB in all"
     )
-    if info.maxmemory and expected > info.maxmemory:
-        over = f"{detail}, more than maxmemory ({info.maxmemory / _MIB:,.0f} MiB); shorten idempotency.window_s"
+    bounds = [info.maxmemory for info in servers]
+    maxmemory = sum(bound or 0 for bound in bounds)
+    if all(bounds) and expected > maxmemory:
+        over = f"{detail}, more than maxmemory ({maxmemory / _MIB:,.0f} MiB); shorten idempotency.window_s"
         return Finding("idempotency", False, over, fatal=False)
     return Finding("idempotency", True, detail, fatal=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import redis
@@ -115,8 +115,8 @@ class SingleClients:
     def sync_client(self, timeout_s: float) -> redis.Redis:
         return self._maker.from_url_sync(timeout_s)
 
-    async def nodes(self, timeout_s: float) -> Sequence[redis.asyncio.Redis]:
-        return [self.client(timeout_s)]
+    async def nodes(self, timeout_s: float) -> Mapping[str, redis.asyncio.Redis]:
+        return {"": self.client(timeout_s)}
 
     async def close(self) -> None:
         """Nothing is kept beside the clients."""

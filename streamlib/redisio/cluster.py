@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import redis.asyncio
@@ -19,6 +19,7 @@ from streamlib.redisio.routing import (
     ASK_S,
     REDIRECTS,
     REFRESH_S,
+    SLOTS,
     UNREACHABLE,
     SlotMap,
     candidates,
@@ -50,7 +51,11 @@ class Cluster:
     async def known(self) -> None:
         """Wait for the first map. Raises what the client raises, and SetupError where there is no cluster."""
         while not self.map.primaries:
-            await asyncio.shield(self._refresh(None))
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Ask for the map; who asks at the same time shares the answer. Raises as `known`."""
+        await asyncio.shield(self._refresh(None))
 
     def refresh_soon(self, suspect: Host | None) -> None:
         """Ask for the map beside everything else, at most every 100 ms."""
@@ -103,10 +108,18 @@ class ClusterClients:
     def sync_client(self, timeout_s: float) -> ClusterThreadClient:
         return ClusterThreadClient(self._cluster.map, self._cluster.seeds, self._cluster.maker, timeout_s)
 
-    async def nodes(self, timeout_s: float) -> Sequence[redis.asyncio.Redis]:
-        """Raises SetupError where slots are served by no node, and what the client raises."""
-        await self._cluster.known()
-        return [self._cluster.maker.node(host, timeout_s) for host in self._cluster.map.primaries]
+    async def nodes(self, timeout_s: float) -> Mapping[str, redis.asyncio.Redis]:
+        """Asks for the map anew. Raises SetupError where slots are served by no node, and what the client raises."""
+        await self._cluster.refresh()
+        if missing := self._cluster.map.uncovered:
+            raise SetupError(
+                f"{missing} of the cluster's {SLOTS} slots are served by no node; assign them (CLUSTER ADDSLOTSRANGE, "
+                "or redis-cli --cluster fix)"
+            )
+        return {
+            f"{host}:{port}": self._cluster.maker.node((host, port), timeout_s)
+            for host, port in self._cluster.map.primaries
+        }
 
     async def close(self) -> None:
         await self._cluster.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 import redis.exceptions
@@ -50,8 +51,8 @@ class Clients(Protocol):
 
     def sync_client(self, timeout_s: float) -> BlockingClient: ...
 
-    async def nodes(self, timeout_s: float) -> Sequence[AsyncClient]:
-        """A client of each primary."""
+    async def nodes(self, timeout_s: float) -> Mapping[str, AsyncClient]:
+        """A client of each primary, by its address; "" for one that is the only one."""
         ...
 
     async def close(self) -> None: ...
@@ -99,9 +100,18 @@ class RedisDoor:
             if self.observe is not None:  # it may have stopped to listen meanwhile
                 self.observe(name_of(command), time.perf_counter() - started)
 
-    async def nodes(self) -> list[Lane]:
-        """A lane to each primary, for commands without a key; close them. Raises what the client raises."""
-        return [Lane(client) for client in await self._clients.nodes(self.settings.timeout_s)]
+    @asynccontextmanager
+    async def nodes(self) -> AsyncIterator[dict[str, Lane]]:
+        """A lane to each primary by its address ("" for the only one), for commands without a key.
+
+        Raises SetupError where a cluster has slots that no node serves, and what the client raises.
+        """
+        clients = await self._clients.nodes(self.settings.timeout_s)
+        try:
+            yield {address: Lane(client) for address, client in clients.items()}
+        finally:
+            for client in clients.values():
+                await client.aclose()
 
     async def close(self) -> None:
         await self._shared.aclose()

@@ -23,7 +23,9 @@ async def check_durability(door: RedisDoor, topic: TopicSpec) -> None:
     if topic.durability != "fsync":
         return
     try:
-        await door.execute("WAITAOF", 1, 0, 1)
+        async with door.nodes() as lanes:
+            for lane in lanes.values():
+                await lane.execute("WAITAOF", 1, 0, 1)
     except redis.exceptions.ResponseError as error:
         if classify(error) not in (ErrorClass.CONFIG, ErrorClass.BUG):
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis
@@ -299,8 +299,8 @@ class SentinelClients:
         kind = _TlsSync if self._maker.tls else _ManagedSync
         return self._maker.managed_sync(kind, timeout_s, sentinels=self._sentinels)
 
-    async def nodes(self, timeout_s: float) -> Sequence[redis.asyncio.Redis]:
-        return [self.client(timeout_s)]
+    async def nodes(self, timeout_s: float) -> Mapping[str, redis.asyncio.Redis]:
+        return {"": self.client(timeout_s)}
 
     async def close(self) -> None:
         await self._sentinels.close()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+import msgspec
 import redis.exceptions
 from msgspec import Struct
 
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import ErrorClass, classify
+from streamlib.redisio.scripts import Executes
 from streamlib.settings import Settings
 
 MIN_REDIS = (7, 0)
@@ -20,8 +23,9 @@ _LOOPBACK = {"", "localhost", "127.0.0.1", "::1"}
 
 
 class ServerInfo(Struct, frozen=True, kw_only=True):
-    """What a server says of itself; None and "" where it does not tell."""
+    """What a server says of itself; None and "" where it does not tell. `address` is "" for the only primary."""
 
+    address: str = ""
     kind: str = "redis"
     version: str = ""
     role: str = ""
@@ -51,12 +55,19 @@ class Finding(Struct, frozen=True):
     fatal: bool
 
 
-async def probe(door: RedisDoor) -> ServerInfo:
-    """Ask the server about itself; what it denies stays unknown. Raises what the client raises."""
-    info = _parse(await _allowed(door, "INFO"))
-    policy = info.get("maxmemory_policy") or await _config(door, "maxmemory-policy")
+async def probe(door: RedisDoor) -> list[ServerInfo]:
+    """Ask every primary about itself; what it denies stays unknown. Raises SetupError for a cluster with slots that
+    nobody serves, and what the client raises."""
+    async with door.nodes() as lanes:
+        return [await _ask(address, lane) for address, lane in sorted(lanes.items())]
+
+
+async def _ask(address: str, lane: Executes) -> ServerInfo:
+    info = _parse(await _allowed(lane, "INFO"))
+    policy = info.get("maxmemory_policy") or await _config(lane, "maxmemory-policy")
     valkey = info.get("valkey_version")
     return ServerInfo(
+        address=address,
         kind="valkey" if valkey else info.get("server_name", "redis"),
         version=valkey or info.get("redis_version", ""),
         role=info.get("role", ""),
@@ -66,20 +77,28 @@ async def probe(door: RedisDoor) -> ServerInfo:
         cluster=info.get("cluster_enabled") == "1",
         replicas=_number(info.get("connected_slaves")) or 0,
         read_only=info.get("role") == "slave" and info.get("slave_read_only", "1") == "1",
-        default_user_open=_open_user(await _allowed(door, "ACL", "GETUSER", "default")),
+        default_user_open=_open_user(await _allowed(lane, "ACL", "GETUSER", "default")),
     )
 
 
-def check(info: ServerInfo, settings: Settings) -> list[Finding]:
-    """What this server can promise, the fatal checks first."""
-    return [
+def check(servers: Sequence[ServerInfo], settings: Settings) -> list[Finding]:
+    """What these primaries can promise, the fatal checks first; each check tells of the one that fails it worst."""
+    by_check = zip(*(_check_one(info, settings) for info in servers), strict=True)
+    return [max(findings, key=lambda finding: (not finding.ok, finding.fatal)) for findings in by_check]
+
+
+def _check_one(info: ServerInfo, settings: Settings) -> list[Finding]:
+    found = [
         _version(info),
         _eviction(info, settings),
         _role(info),
-        _cluster(info),
+        _cluster(info, settings),
         _persistence(info),
         _access(info, settings),
     ]
+    if not info.address:
+        return found
+    return [msgspec.structs.replace(one, detail=f"{info.address}: {one.detail}") for one in found]
 
 
 def _version(info: ServerInfo) -> Finding:
@@ -118,11 +137,12 @@ def _role(info: ServerInfo) -> Finding:
     return Finding("role", True, info.role.replace("master", "primary") or "not known", fatal=True)
 
 
-def _cluster(info: ServerInfo) -> Finding:
-    if info.cluster:
-        detail = "this is a cluster node, and redis.url is for one server: keys of other nodes are not found"
-        return Finding("cluster", False, detail, fatal=False)
-    return Finding("cluster", True, "one server", fatal=False)
+def _cluster(info: ServerInfo, settings: Settings) -> Finding:
+    for_cluster = settings.redis.url.startswith("cluster://")
+    if info.cluster and not for_cluster:
+        detail = "this is a cluster's node, and redis.url is for one server; use cluster://host:port,host:port"
+        return Finding("cluster", False, detail, fatal=True)
+    return Finding("cluster", True, "every slot is served" if for_cluster else "one server", fatal=True)
 
 
 def _persistence(info: ServerInfo) -> Finding:
@@ -135,19 +155,25 @@ def _persistence(info: ServerInfo) -> Finding:
 
 
 def _access(info: ServerInfo, settings: Settings) -> Finding:
-    parts = urlsplit(settings.redis.url)
-    local = parts.scheme in ("unix", "embedded") or (parts.hostname or "") in _LOOPBACK
-    if info.default_user_open and not local:
+    if info.default_user_open and not _is_local(info.address, settings.redis.url):
         detail = "anybody who reaches this server may do anything (user default has no password); set one"
         return Finding("access", False, detail, fatal=False)
     shown = {True: "open, on this machine only", False: "user default needs a password", None: "not known"}
     return Finding("access", True, shown[info.default_user_open], fatal=False)
 
 
-async def _allowed(door: RedisDoor, *command: str) -> object:
+def _is_local(address: str, url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme in ("unix", "embedded"):
+        return True
+    hosts = (address or parts.netloc.rpartition("@")[2]).split(",")
+    return all(re.sub(r":\d*$", "", host).strip("[]") in _LOOPBACK for host in hosts)
+
+
+async def _allowed(lane: Executes, *command: str) -> object:
     """The reply, None where the server denies or does not have this command."""
     try:
-        reply: object = await door.execute(*command)
+        reply: object = await lane.execute(*command)
     except redis.exceptions.ResponseError as error:
         if classify(error) in (ErrorClass.CONFIG, ErrorClass.BUG):
             return None
@@ -155,8 +181,8 @@ async def _allowed(door: RedisDoor, *command: str) -> object:
     return reply
 
 
-async def _config(door: RedisDoor, name: str) -> str:
-    reply = await _allowed(door, "CONFIG", "GET", name)
+async def _config(lane: Executes, name: str) -> str:
+    reply = await _allowed(lane, "CONFIG", "GET", name)
     if isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], bytes):
         return reply[1].decode()
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fakeredis
@@ -45,8 +45,8 @@ class _FakeClients:
         client.response_callbacks.clear()
         return client
 
-    async def nodes(self, timeout_s: float) -> Sequence[_AsyncClient]:
-        return [self.client(timeout_s)]
+    async def nodes(self, timeout_s: float) -> Mapping[str, _AsyncClient]:
+        return {"": self.client(timeout_s)}
 
     async def close(self) -> None:
         """The data stay with the server."""

@@ -20,7 +20,8 @@ KINDS = {"valkey": ("valkey", (9,)), "redis8": ("redis", (8, 2)), "redis7": ("re
 
 async def ask(url: str) -> ServerInfo:
     async with open_door(url) as door:
-        return await probe(door)
+        [info] = await probe(door)
+        return info
 
 
 def settings(url: str = "redis://127.0.0.1", *, allow_eviction: bool = False) -> Settings:
@@ -28,7 +29,7 @@ def settings(url: str = "redis://127.0.0.1", *, allow_eviction: bool = False) ->
 
 
 def bad(info: ServerInfo, given: Settings | None = None) -> dict[str, Finding]:
-    return {found.check: found for found in check(info, given or settings()) if not found.ok}
+    return {found.check: found for found in check([info], given or settings()) if not found.ok}
 
 
 @pytest.mark.parametrize("kind", available_kinds())
@@ -92,7 +93,7 @@ async def test_wrong_credentials_are_an_error(own_server: Servers) -> None:
         (ServerInfo(kind="redis", version="6.2.14", policy="noeviction", aof=True), "version", True),
         (ServerInfo(kind="valkey", version="7.1.0", policy="noeviction", aof=True), "version", True),
         (ServerInfo(kind="redis", version="7.0.0", policy="noeviction", aof=False), "persistence", False),
-        (ServerInfo(kind="redis", version="7.0.0", policy="noeviction", aof=True, cluster=True), "cluster", False),
+        (ServerInfo(kind="redis", version="7.0.0", policy="noeviction", aof=True, cluster=True), "cluster", True),
         (ServerInfo(kind="redis", version="7.0.0", policy="noeviction", aof=True, role="slave"), "role", True),
     ],
 )
@@ -109,6 +110,9 @@ def test_each_fault_is_one_finding(info: ServerInfo, name: str, fatal: bool) -> 
         ("redis://localhost", False),
         ("unix:///run/redis.sock", False),
         ("redis://redis.example:6379/0", True),
+        ("cluster://127.0.0.1:7000,[::1]:7001", False),
+        ("cluster://127.0.0.1:7000,node.example:7000", True),
+        ("sentinel://u:p@127.0.0.1:1,localhost/orders", False),
     ],
 )
 def test_a_default_user_without_password_is_fine_on_this_machine_only(url: str, warned: bool) -> None:
