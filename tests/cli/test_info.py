@@ -85,7 +85,10 @@ def test_halted_keys_are_counted_and_are_a_metric(cli: Cli, bank: Path, move: Mo
 @pytest.mark.allow_keys("*")
 def test_many_halted_keys_are_counted_page_by_page(cli: Cli, redis_url: str, client: redis.Redis) -> None:
     client.hset("streamlib:topics", mapping={"moves": "1", "moves:ledger": "ordered"})
-    noted: dict[Any, Any] = {f"halted-{n}": f"1-{n} 3 halted 0 {'x' * 200}" for n in range(1_234)}
-    noted |= {f"waits-{n}": f"2-{n} 3 17 0 halted {'x' * 200}" for n in range(100)} | {"odd": "halted"}
+    noted: dict[Any, Any] = {f"halted-{n}": f"1-{n} 3 halted 0 no\0e-{n}\0{'x' * 200}" for n in range(1_234)}
+    noted |= {f"waits-{n}": f"2-{n} 3 17 0 halted {'x' * 200}" for n in range(100)} | {
+        "odd": "halted",
+        "odder": "1-1 3 halted 0 no",
+    }
     client.hset("{moves}:keys:ledger", mapping=noted)
     assert groups_of(cli, redis_url)["ledger"]["halted_keys"] == 1_234

@@ -9,7 +9,9 @@
 local page = redis.call("HSCAN", KEYS[1], ARGV[1], "COUNT", 100)
 local halted = 0
 for i = 2, #page[2], 2 do
-    if string.match(page[2][i], "^%S+ %d+ halted ") then
+    local noted = page[2][i]
+    -- What does not say at which event it halted was not written by us.
+    if string.match(noted, "^a?%d+%-%d+ %d+ halted %d+ ") and string.find(noted, "\0", 1, true) then
         halted = halted + 1
     end
 end
