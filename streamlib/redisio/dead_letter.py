@@ -75,8 +75,10 @@ def dead_letter_fields(
 
 
 def told_fields(fields: Fields, values: Sequence[bytes], *, at_ms: int) -> Fields:
-    """The dead letter for an entry with `fields` whose nine values were kept since it failed; it dies at `at_ms`."""
-    kept = [*values[: len(_NAMES) - 1], str(at_ms).encode()]
+    """The dead letter for an entry with `fields` whose nine values were kept since it failed; it dies at `at_ms`.
+    Values that are missing are empty."""
+    most = len(_NAMES) - 1
+    kept = [*values[:most], *[b""] * (most - len(values)), str(at_ms).encode()]
     return [*_packed(fields), *(part for pair in zip(_NAMES, kept, strict=True) for part in pair)]
 
 

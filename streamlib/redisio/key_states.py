@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ _change = Script("key_state")
 _skip = Script("skip")
 _count_halted = Script("halted_keys")
 _HALTED = b"halted"
-_PARTS = 5
+_NOTED = re.compile(rb"(a?[0-9]{1,20}-[0-9]{1,20}) ([0-9]{1,9}) (halted|[0-9]{1,16}) ([0-9]{1,16}) (.*)", re.DOTALL)
 
 
 class KeyState(Struct, frozen=True):
@@ -52,12 +53,12 @@ class KeyState(Struct, frozen=True):
 
 def parse(key: str, noted: bytes) -> KeyState | None:
     """What a field of `{S}:keys:<group>` says; None where somebody else wrote it."""
-    parts = noted.split(b" ", _PARTS - 1)
-    if len(parts) != _PARTS or not (parts[1].isdigit() and parts[3].isdigit()):
+    found = _NOTED.fullmatch(noted)
+    if found is None:
         return None
-    ref, attempts, due, parked_ms, told = parts
+    ref, attempts, due, parked_ms, told = found.groups()
     halted = due == _HALTED
-    if not (halted or due.isdigit()):
+    if halted and b"\0" not in told:  # it does not say at which event
         return None
     error = told.partition(b"\0")[0].decode("utf-8", "replace")
     due_ms = 0 if halted else int(due)
