@@ -145,7 +145,10 @@ class OwnedPartition:
                 await self._unless_over(self._door.persist(waiting, give_up_s=None))
 
     def _room(self, entries: OwnedEntries) -> int:
-        """How many more to read: a batch of what may run, within bounds of what waits behind failing events."""
+        """How many more to read: a batch of what may run, within bounds of what waits behind failing events.
+
+        Never by ones: until a quarter of a batch has ended, there is enough to run.
+        """
         settings, parked = self._parts.settings, entries.parked
         most = settings.parked - entries.size if entries.size_bytes < settings.prefetch_bytes else 0
         full = most <= 0 and parked > 0
@@ -155,7 +158,8 @@ class OwnedPartition:
                 "partition_full_of_parked" if full else "partition_read_again",
                 extra={"stream": self.keys.stream, "group": self._parts.group, "parked": parked},
             )
-        return min(settings.batch - (entries.size - parked), most)
+        free = settings.batch - (entries.size - parked)
+        return min(free, most) if free >= settings.batch // 4 else 0
 
     async def _tell_missing(self, missing: Missing, states: dict[str, KeyState]) -> None:
         """Somebody deleted entries that were not acknowledged: what is noted about them is of no use any more."""
