@@ -14,7 +14,9 @@ from streamlib.redisio.scripts import Executes, Script
 
 logger = logging.getLogger(__name__)
 _beat = Script("beat")
+_leave = Script("leave")
 _CHANGES = "changes"
+_MOST_DIGITS = 15
 
 
 class Member(Struct, frozen=True, kw_only=True):
@@ -59,13 +61,13 @@ def beat_sync(redis: SyncClient, keys: Keys, member: Member, live_ms: int) -> No
 
 async def changes(redis: Executes, keys: Keys) -> int:
     """How often workers came, went or told something new: asked between beats. Raises what the client raises."""
-    return int(await redis.execute("HGET", keys.workers(), _CHANGES) or 0)
+    told: bytes = await redis.execute("HGET", keys.workers(), _CHANGES) or b""
+    return int(told) if told.isdigit() and len(told) <= _MOST_DIGITS else 0  # as beat.lua reads it
 
 
 async def leave(redis: Executes, keys: Keys, worker_id: str) -> None:
     """Be no member any more, and let the others know. Safe to send twice; raises what the client raises."""
-    if await redis.execute("HDEL", keys.workers(), worker_id):
-        await redis.execute("HINCRBY", keys.workers(), _CHANGES, 1)
+    await _leave.run(redis, [keys.workers()], [worker_id])
 
 
 async def members(redis: Executes, keys: Keys, live_ms: int) -> list[Seen]:
@@ -87,7 +89,10 @@ def _read(now_ms: int, flat: list[Any]) -> list[Seen]:
             continue
         beat_ms, _, told = value.partition(b" ")
         try:
-            found.append(Seen(msgspec.json.decode(told, type=Member), max(now_ms - int(beat_ms), 0)))
+            member = msgspec.json.decode(told, type=Member)
+            if member.worker_id.encode() != worker_id:
+                raise ValueError(f"it speaks for worker {member.worker_id!r}")
+            found.append(Seen(member, max(now_ms - int(beat_ms), 0)))
         except (msgspec.DecodeError, ValueError) as error:  # another version's, or nobody's: it takes no share
             logger.warning("member_not_read", extra={"worker": worker_id, "error": str(error)})
     return sorted(found, key=lambda seen: seen.member.worker_id)

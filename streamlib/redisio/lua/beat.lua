@@ -7,8 +7,9 @@
 --
 -- Returns {server ms, changes, {worker id, its value, ...}}, the asker included. "changes" counts up when a worker comes
 -- or tells something new, so that others need not read everything to learn that nothing has happened. Who was silent
--- for ten times as long is removed. Sent twice it does the same again. The first write removes nothing and is let
--- through by a full server, and the rest with it: what a worker tells is short and replaces what it told before.
+-- for ten times as long is removed, and so is what no worker wrote. Sent twice it does the same again. The first write
+-- removes nothing and is let through by a full server, and the rest with it: what a worker tells is short and replaces
+-- what it told before.
 
 local flat = redis.call("HGETALL", KEYS[1])
 local time = redis.call("TIME")
@@ -22,10 +23,10 @@ for i = 1, #flat, 2 do
     local id, value = flat[i], flat[i + 1]
     local beat, told = string.match(value, "^(%d+) (.*)$")
     if id == "changes" then
-        changes = tonumber(value) or 0
+        changes = tonumber(#value <= 15 and string.match(value, "^%d+$") or 0)
     elseif id == ARGV[1] then
         told_before = told
-    elseif not beat or now - beat > live * 10 then
+    elseif not beat or math.abs(now - beat) > live * 10 then
         gone[#gone + 1] = id
     elseif now - beat <= live then
         alive[#alive + 1] = id
