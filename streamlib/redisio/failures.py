@@ -128,9 +128,13 @@ def error_kind(error: BaseException) -> str:
 def _is_certificate_refused(error: BaseException) -> bool:
     """The client hides it in a connection error, but no retry mends it."""
     inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, ssl.SSLCertVerificationError):
+    seen: set[int] = set()
+    while inner is not None and id(inner) not in seen:  # somebody's `raise error from error` makes a ring
+        if isinstance(inner, ssl.SSLCertVerificationError):
+            return True
+        seen.add(id(inner))
         inner = inner.__cause__ or inner.__context__
-    return inner is not None
+    return False
 
 
 def translate(error: Exception, url: str) -> StreamlibError:

@@ -126,7 +126,10 @@ class Sentinels:
         try:
             reply = await self._client(host).execute_command("SENTINEL", "MASTER", self._name)  # type: ignore[no-untyped-call]
         except CLIENT_ERRORS as error:
-            raise _told(error, host) from error
+            told = _told(error, host)
+            if told is error:
+                raise
+            raise told from error
         return _read(reply)
 
     def _client(self, host: Host) -> redis.asyncio.Redis:

@@ -73,6 +73,17 @@ async def test_a_unix_socket(own_server: Servers, tmp_path: Path) -> None:
         ("redis://127.0.0.1?ssl_cert_reqs=none", "unknown option 'ssl_cert_reqs'"),
         ("unix://", "the path of a socket is absolute"),
         ("unix://run/redis.sock", "the path of a socket is absolute"),
+        ("redis://127.0.0.1:1,127.0.0.1:2", "several are sentinel:// or cluster://"),
+        ("sentinel://127.0.0.1:26379", "the name under which they know the primary"),
+        ("sentinel://127.0.0.1:26379/a/b", "the name under which they know the primary"),
+        ("sentinel://127.0.0.1:1,127.0.0.1:1/streams", "a host stands there twice"),
+        ("sentinel://127.0.0.1:1,,127.0.0.1:2/streams", "a host is missing"),
+        ("sentinel://127.0.0.1/streams?db=x", "the database (db=) is a number"),
+        ("cluster://", "a host is missing"),
+        ("cluster://127.0.0.1:7000/0", "a cluster has one database"),
+        ("cluster://127.0.0.1:7000?db=1", "a cluster has one database"),
+        ("cluster://127.0.0.1:7000?tls=maybe", "tls is 1 or 0"),
+        ("cluster://127.0.0.1:7000?ssl_cert_reqs=none", "is for tls=1"),
     ],
 )
 def test_an_address_that_means_nothing_is_refused_with_the_forms_there_are(url: str, reason: str) -> None:
