@@ -41,7 +41,7 @@ async def many_keys(
         tag = "{*}" if one_node and len(partitions) > 1 else "{" + keys.stream + "}"
         for kind in ("idem", "view"):
             async for found in _walk(redis, keys, f"{tag}:{kind}:{group}:*"):
-                for some in _by_partition(found, partitions):
+                for some in _by_partition(found, partitions, f":{kind}:{group}:"):
                     yield some
 
 
@@ -63,11 +63,13 @@ async def _walk(redis: Executes, keys: StreamKeys, pattern: str) -> AsyncIterato
             return
 
 
-def _by_partition(names: Sequence[bytes], partitions: Sequence[StreamKeys]) -> list[list[bytes]]:
-    """The names that belong to these partitions: others' topics may match a pattern with a wildcard."""
+def _by_partition(names: Sequence[bytes], partitions: Sequence[StreamKeys], middle: str) -> list[list[bytes]]:
+    """The names that belong to these partitions, with `middle` right after the tag: names of other topics may match a
+    pattern with a wildcard, and so may ids of events and rows, which are free text."""
     found: dict[bytes, list[bytes]] = {keys.stream.encode(): [] for keys in partitions}
     for name in names:
-        of_stream = found.get(name[1 : name.find(b"}")])
-        if of_stream is not None:
+        end = name.find(b"}")
+        of_stream = found.get(name[1:end])
+        if of_stream is not None and name.startswith(middle.encode(), end + 1):
             of_stream.append(name)
     return [some for some in found.values() if some]
