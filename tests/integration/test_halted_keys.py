@@ -3,16 +3,23 @@
 import asyncio
 
 import pytest
+import redis
 
+from streamlib import App, Event, Retry
 from streamlib.redisio.again import Again, pack
 from streamlib.redisio.dead_letter import DeadLetter, Failure, parse_dead_letter
 from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.key_states import forget, halted_count, key_states, parse, resume, skip
 from streamlib.redisio.settler import done, retry
-from tests.helpers.delivering import GROUP, WINDOW_MS
+from tests.helpers.delivering import GROUP, WINDOW_MS, dead_letters, running, settings
 from tests.helpers.owning import OwnedPartition, an_owned_partition, halted
 from tests.helpers.settling import FAILURE
+from tests.helpers.waiting import eventually
+
+
+class Placed(Event):
+    order_id: str
 
 
 async def one_halted(
@@ -248,3 +255,36 @@ async def test_what_is_noted_of_a_lost_entry_is_forgotten_unless_it_has_changed(
         assert await forget(p.door, p.keys, GROUP, changed)
         assert await forget(p.door, p.keys, GROUP, changed), "sent twice it answers the same"
         assert not p.client.exists(p.keys.key_states(GROUP))
+
+
+# -- at work ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["half a pair \udcff", "nul\0inside", "two\nlines", "x" * 100_000])
+async def test_a_worker_outlives_whatever_its_handlers_say(redis_url: str, client: redis.Redis, text: str) -> None:
+    """Retried, halted, resumed, halted again and skipped by a worker at work."""
+    app, runs = App("shop", settings=settings(redis_url)), list[str]()
+    orders = app.topic("orders", Placed, key="order_id")
+
+    @app.handler(orders, group=GROUP, ordering="key", on_dead="block", retry=Retry(max_attempts=2, base=0.01, cap=0.01))
+    async def mail(event: Placed) -> None:
+        runs.append(event.order_id)
+        if event.order_id == "bad":
+            raise ValueError(text)
+
+    keys = app.keys.stream("orders", 0, 1)
+    async with app, running(app):
+        for name in ("bad", "bad", "good"):
+            await orders.publish(Placed(order_id=name))
+        for total in (1, 2):
+            await eventually(lambda: halted_count(app.redis, keys, GROUP))
+            assert runs.count("bad") == 2 * total
+            if total == 1:
+                assert await resume(app.redis, keys, GROUP, "bad")
+        assert await skip(app.redis, keys, GROUP, "bad", window_ms=WINDOW_MS)
+        await eventually(lambda: runs.count("bad") == 6, what="the key goes on with the next")
+        await eventually(lambda: halted_count(app.redis, keys, GROUP))
+    assert runs.count("good") == 1
+    [letter] = dead_letters(client, "orders", GROUP)
+    assert letter["dl-attempts"] == "2"
+    assert letter["dl-error"].startswith("ValueError: ")
