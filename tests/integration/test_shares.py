@@ -133,6 +133,7 @@ async def test_who_dies_is_missed_and_its_partitions_are_taken(start: Start) -> 
     await even(first, second)
     await first.die()
     await eventually(lambda: second.owned == ALL)
+    assert second.shares.mine == ALL
 
 
 async def test_what_one_refuses_another_takes_and_accepted_it_comes_back(start: Start) -> None:
@@ -202,6 +203,7 @@ async def test_a_worker_without_the_group_gets_none_of_its_partitions(start: Sta
         await members.beat(door, KEYS, other, 60_000)
         process = start("w1")
         await eventually(lambda: process.owned == ALL)
+        assert process.shares.mine == ALL
 
 
 async def test_the_renewal_thread_is_given_what_is_held_and_a_beat_that_is_overdue(redis_url: str) -> None:
