@@ -236,3 +236,29 @@ async def _renew_all(door: RedisDoor, ownership: Ownership) -> None:
             await asyncio.to_thread(renew, client)
     finally:
         client.close()
+
+
+async def test_after_a_standstill_the_silent_are_not_taken_for_dead_at_once(redis_url: str) -> None:
+    """When the server or this process stood still, nobody could beat; whoever is silent after that too is gone."""
+    async with open_door(redis_url) as door:
+        ownership = Ownership(door, KEYS, WorkerSettings(lease_ms=4_000), worker_id="w1", metrics=WorkerMetrics())
+        shares = ownership.shares(topic(), "ledger", "ordered")
+        other = members.Member(worker_id="w0", host="h", pid=1, started_ms=1, groups={PLACE: []})
+        await members.beat(door, KEYS, other, ownership.live_ms)
+        await ownership.run_once()
+        mine = shares.mine
+        assert len(mine) == PARTITIONS / 2
+
+        async def all_silent() -> bool:
+            return await members.members(door, KEYS, ownership.live_ms) == []
+
+        await eventually(all_silent)
+        await ownership.run_once()
+        assert shares.mine == mine
+
+        async def missed() -> bool:
+            await ownership.run_once()
+            return shares.mine == ALL
+
+        await eventually(missed)
+        await ownership.leave()
