@@ -149,7 +149,7 @@ class ClusterClient:
         if key is None:
             return await self._send(self._keyless(), command)
         slot = slot_of(key)
-        host = self._map.owner(slot)
+        host = self._owner(slot)
         asking = False
         for redirect in range(REDIRECTS + 1):
             try:
@@ -189,7 +189,15 @@ class ClusterClient:
         """Where the last command went or the home slot is; for a client of all keys any node, while it answers."""
         if self._home is None:
             return self._map.primaries[self._turn % len(self._map.primaries)]
-        return self._last or self._map.owner(self._home)
+        return self._last or self._owner(self._home)
+
+    def _owner(self, slot: int) -> Host:
+        """The slot's primary. Where there was none, it is looked for anew: it may be served again by now."""
+        try:
+            return self._map.owner(slot)
+        except redis.exceptions.ClusterDownError:
+            self._cluster.refresh_soon(None)
+            raise
 
     async def leave_others(self, primaries: tuple[Host, ...]) -> None:
         """Cut the connections to nodes that are no primaries any more, whoever waits on them."""

@@ -44,7 +44,7 @@ class ClusterThreadClient:
         if key is None:
             return self._send(self._map.primaries[0], command)
         slot, asking = slot_of(key), False
-        host = self._map.owner(slot)
+        host = self._owner(slot)
         for left in reversed(range(REDIRECTS + 1)):
             try:
                 return self._send(host, command, asking)
@@ -63,6 +63,13 @@ class ClusterThreadClient:
         for node in self._nodes.values():
             node.close()
         self._nodes.clear()
+
+    def _owner(self, slot: int) -> Host:
+        try:
+            return self._map.owner(slot)
+        except redis.exceptions.ClusterDownError:  # it may be served again by now
+            self._refresh_quietly(None)
+            return self._map.owner(slot)
 
     def _send(self, host: Host, command: tuple[Any, ...], asking: bool = False) -> Any:
         node = self._nodes.get(host)

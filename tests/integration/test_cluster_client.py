@@ -11,11 +11,12 @@ from redis.crc import key_slot
 from streamlib import App, Event
 from streamlib.errors import ConfigError, RedisUnfit
 from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.settings import RedisSettings, Settings
 from tests.helpers.cluster import ClusterTopology
 from tests.helpers.publishing import open_door
 from tests.helpers.servers import RedisProc
-from tests.helpers.waiting import eventually
+from tests.helpers.waiting import eventually, wait_until
 
 KEYS = [f"key-{n}" for n in range(60)]
 SET_BOTH = "redis.call('SET', KEYS[1], ARGV[1]) redis.call('SET', KEYS[2], ARGV[1]) return 1"
@@ -113,6 +114,46 @@ async def test_events_are_published_and_stored_where_their_partition_lies(cluste
             lengths[n] = client.xlen(f"orders.{n}")
     assert sum(lengths.values()) == len(results) == 300
     assert all(lengths.values())
+
+
+async def test_a_slot_that_nobody_served_for_a_while_is_found_when_it_is_served_again(
+    own_server: Callable[..., RedisProc],
+) -> None:
+    """As after a lost shard was given up and its slots were assigned to the nodes that are left."""
+    node = own_server(conf={"cluster-enabled": "yes", "cluster-require-full-coverage": "no"})
+    key = next(f"key-{n}" for n in range(10_000) if key_slot(f"key-{n}".encode()) > 16_000)
+    with node.client() as client:
+        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16_000)
+        async with open_door(node.url.replace("redis://", "cluster://")) as door:
+            lane, sync = door.lane(key), door.sync_client()
+            for _ in range(2):
+                with pytest.raises(CLIENT_ERRORS, match="CLUSTERDOWN"):
+                    await door.execute("GET", key)
+                with pytest.raises(CLIENT_ERRORS, match="CLUSTERDOWN"):
+                    await lane.execute("TIME")
+                with pytest.raises(CLIENT_ERRORS, match="CLUSTERDOWN"):
+                    await asyncio.to_thread(sync.execute, "GET", key)
+            client.execute_command("CLUSTER ADDSLOTSRANGE", 16_001, 16_383)
+            assert await door.persist(lambda: door.execute("SET", key, "1"), give_up_s=10) == b"OK"
+            assert await door.persist(lambda: lane.execute("GET", key), give_up_s=10) == b"1"
+            assert await asyncio.to_thread(sync.execute, "GET", key) == b"1"
+            await lane.close()
+            sync.close()
+
+
+async def test_a_thread_finds_a_slot_that_is_served_again_by_itself(own_server: Callable[..., RedisProc]) -> None:
+    """The loop may be blocked meanwhile."""
+    node = own_server(conf={"cluster-enabled": "yes", "cluster-require-full-coverage": "no"})
+    key = next(f"key-{n}" for n in range(10_000) if key_slot(f"key-{n}".encode()) > 16_000)
+    with node.client() as client:
+        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16_000)
+        async with open_door(node.url.replace("redis://", "cluster://")) as door:
+            sync = door.sync_client()
+            with pytest.raises(CLIENT_ERRORS, match="CLUSTERDOWN"):
+                sync.execute("GET", key)
+            client.execute_command("CLUSTER ADDSLOTSRANGE", 16_001, 16_383)
+            wait_until(lambda: sync.execute("SET", key, "1") == b"OK", ignore=CLIENT_ERRORS)
+            sync.close()
 
 
 # --- set up wrongly
