@@ -130,6 +130,12 @@ async def skip_at(redis: Executes, keys: StreamKeys, group: str, state: KeyState
     return bool(code == 1)
 
 
+async def is_open(redis: Executes, keys: StreamKeys, group: str, ref: str) -> bool:
+    """Whether the entry is still unacknowledged: a skip acknowledges it. Raises what the client raises."""
+    stream, entry_id = keys.again(group) if ref.startswith("a") else keys.stream, ref.removeprefix("a")
+    return bool(await redis.execute("XPENDING", stream, group, entry_id, entry_id, 1))
+
+
 async def forget(redis: Executes, keys: StreamKeys, group: str, state: KeyState) -> bool:
     """Remove what is noted about a key whose entry is gone, unless it has changed. Safe to send twice."""
     return await _replace(redis, keys, group, state.key, state.noted, b"")

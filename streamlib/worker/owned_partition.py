@@ -17,7 +17,7 @@ from streamlib.keys import StreamKeys
 from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.connection import Lane, RedisDoor
 from streamlib.redisio.delivering import OwnedReader
-from streamlib.redisio.key_states import KeyState, forget, key_states, states_of
+from streamlib.redisio.key_states import KeyState, forget, is_open, key_states, states_of
 from streamlib.redisio.reader import Missing
 from streamlib.settings import WorkerSettings
 from streamlib.worker.consumer import Consumer
@@ -97,10 +97,14 @@ class OwnedPartition:
             for key, state in noted.items():
                 if entries.halted.get(key) != halted[key]:
                     continue  # it has ended meanwhile
-                if state is None or state.ref != halted[key]:
+                if state is not None and state.ref == halted[key]:
+                    if not state.halted:
+                        entries.resume(key, state)
+                elif await is_open(self._door, self.keys, self._parts.group, halted[key]):
+                    # Nobody gave it up, only the note is lost (a failover can lose what was written last).
+                    entries.resume(key, KeyState(key, halted[key], 0, 0, False, ""))
+                else:
                     entries.skip(key)
-                elif not state.halted:
-                    entries.resume(key, state)
         return _LOOK_S
 
     # -- reading --------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import redis
 
-from streamlib import App, Event, Retry
+from streamlib import App, Context, Event, Retry
 from streamlib.redisio.again import Again, pack
 from streamlib.redisio.dead_letter import DeadLetter, Failure, parse_dead_letter
 from streamlib.redisio.delivery import Delivery
@@ -288,3 +288,29 @@ async def test_a_worker_outlives_whatever_its_handlers_say(redis_url: str, clien
     [letter] = dead_letters(client, "orders", GROUP)
     assert letter["dl-attempts"] == "2"
     assert letter["dl-error"].startswith("ValueError: ")
+
+
+async def test_a_note_that_was_lost_lets_the_event_run_again_and_is_no_skip(
+    redis_url: str, client: redis.Redis
+) -> None:
+    """A failover can lose what was written last: the event is still pending then, and must not vanish."""
+    app, runs = App("shop", settings=settings(redis_url)), list[str]()
+    orders = app.topic("orders", Placed, key="order_id")
+    poisoned = True
+
+    @app.handler(orders, group=GROUP, ordering="key", on_dead="block", retry=Retry(max_attempts=1))
+    async def mail(event: Placed, ctx: Context) -> None:
+        if poisoned:
+            raise ValueError("broken")
+        runs.append(ctx.event_id)
+
+    keys = app.keys.stream("orders", 0, 1)
+    async with app, running(app):
+        for event_id in ("first", "second"):
+            await orders.publish(Placed(order_id="o-1"), id=event_id)
+        await eventually(lambda: halted_count(app.redis, keys, GROUP))
+        poisoned = False
+        client.delete(keys.key_states(GROUP))
+        await eventually(lambda: len(runs) == 2)
+    assert runs == ["first", "second"]
+    assert dead_letters(client, "orders", GROUP) == []
