@@ -1,6 +1,7 @@
 """The registry: partition counts are fixed, groups begin with the first entry, lost ones go on where they were."""
 
 import asyncio
+from itertools import permutations
 
 import pytest
 import redis
@@ -8,6 +9,7 @@ import redis
 from streamlib.errors import DeclarationError, RedisUnavailable, TopicMismatch, WrongKeyType
 from streamlib.keys import Keys
 from streamlib.redisio import registry
+from streamlib.redisio.registry import GroupKind
 from tests.helpers.publishing import ORDERS, add, deliver, open_door, topic
 from tests.helpers.servers import free_port
 
@@ -53,11 +55,23 @@ async def test_declaring_again_moves_no_group(redis_url: str, client: redis.Redi
     assert groups(client, "orders") == {"email": entry_id}
 
 
-async def test_a_group_does_not_change_its_kind(redis_url: str) -> None:
+@pytest.mark.parametrize("kinds", list(permutations(["handler", "ordered", "projection"], 2)), ids=" to ".join)
+async def test_a_group_does_not_change_its_kind(
+    redis_url: str, client: redis.Redis, kinds: tuple[GroupKind, GroupKind]
+) -> None:
+    was, becomes = kinds
     async with open_door(redis_url) as door:
-        await registry.declare_group(door, KEYS, ORDERS, "email", "handler", ["Made"])
-        with pytest.raises(DeclarationError, match=r"'email' of topic 'orders' is a handler in Redis"):
-            await registry.declare_group(door, KEYS, ORDERS, "email", "projection", ["Made"])
+        await registry.declare_group(door, KEYS, ORDERS, "email", was, ["Made"])
+        entry_id = add(client, "orders", "e-1")
+        assert deliver(client, "orders", "email", 10) == [entry_id]
+        with pytest.raises(
+            DeclarationError, match=f"'email' of topic 'orders' is of kind '{was}' .* declared as '{becomes}'"
+        ) as caught:
+            await registry.declare_group(door, KEYS, ORDERS, "email", becomes, ["Made"])
+        assert "streamlib groups rm orders email" in str(caught.value), "the way out"
+        assert await registry.groups_of(door, KEYS, "orders") == {"email": was}
+    assert groups(client, "orders") == {"email": entry_id}, "what it has read and what is pending stays"
+    assert client.xpending("orders", "email")["pending"] == 1
 
 
 async def test_types_of_all_workers_add_up_and_age(redis_url: str, client: redis.Redis) -> None:
