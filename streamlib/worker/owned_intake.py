@@ -110,9 +110,9 @@ class OwnedIntake:
         return await end(self._owning, grace_s=grace_s)
 
     def polled_within(self, seconds: float) -> bool:
-        owned = [one for one in self._partitions if one.lease.held and not one.full]
+        reading = [one for one in self._partitions if one.wants_to_read]
         since = time.monotonic() - seconds
-        return all(max(one.last_read or 0.0, one.lease.since, self._gate.opened_at) > since for one in owned)
+        return all(max(one.last_read or 0.0, one.lease.since, self._gate.opened_at) > since for one in reading)
 
     @property
     def halted(self) -> list[tuple[int, str]]:

@@ -56,10 +56,17 @@ class OwnedPartition:
         self.last_read: float | None = None
         self.full = False
         """It is not read, for too much waits behind failing events."""
+        self.waits_for_room = False
+        """It is not read, for that reason or because enough was read that may run."""
         self._parts = parts
         self._number = number
         self._door = parts.door
         self._entries: OwnedEntries | None = None
+
+    @property
+    def wants_to_read(self) -> bool:
+        """Whether its silence means that Redis does not answer."""
+        return self.lease.held and not self.waits_for_room and not self.lease.leaving.is_set()
 
     @property
     def halted(self) -> dict[str, str]:
@@ -131,9 +138,12 @@ class OwnedPartition:
                 await self._unless_over(parts.gate.wait_open())
                 continue
             room = self._room(entries)
-            if room <= 0:
+            self.waits_for_room = room <= 0
+            if self.waits_for_room:
                 entries.changed.clear()
                 await first_set(entries.changed, lease.lost, lease.leaving, timeout_s=_LOOK_S)
+                parts.consumer.wake_up()  # what did not start while the lease was in doubt may start by now
+                self.last_read = time.monotonic()  # silence until now was our own
                 continue
             found = await self._unless_over(self._door.persist(partial(reader.read, self._door, room), give_up_s=None))
             if isinstance(found, Never):
@@ -198,5 +208,5 @@ class OwnedPartition:
                     lost = True
                     parts.consumer.give_up(self._number, lost=True)
             parts.consumer.forget(parts.inbox.close(self._number))
-            self._entries, self.full = None, False
+            self._entries, self.full, self.waits_for_room = None, False, False
         await self.lease.release()
