@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from streamlib import NativeCodec
+from streamlib.redisio.claims import Held, renew
 from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.delivering import Delivered, OwnedReader
 from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.key_states import KeyState, states_of
 from streamlib.redisio.ownership import take
 from streamlib.redisio.settler import Settlement, halt
-from tests.helpers.delivering import GROUP, LEASE_MS, Partition
+from tests.helpers.delivering import GROUP, LEASE_MS, WINDOW_MS, Partition
 from tests.helpers.publishing import open_door
 from tests.helpers.servers import connect
 from tests.helpers.settling import FAILURE
@@ -42,6 +43,15 @@ class OwnedPartition(Partition):
     def end_lease(self) -> None:
         """Let the owner's lease lie in the past."""
         self.client.hset(self.keys.owner(GROUP), "deadline", "1")
+
+    def renewed(self, deliveries: Sequence[Delivery], worker: str = "w1") -> list[str]:
+        """Renew claims as the thread does; the refs of those that were lost."""
+        client = self.door.sync_client()
+        try:
+            held = [Held(self.keys, GROUP, one.again, one.ref, one.event_id) for one in deliveries]
+            return renew(client, held, consumer=f"c-{worker}", worker_id=worker, lease_ms=LEASE_MS, window_ms=WINDOW_MS)
+        finally:
+            client.close()
 
     @property
     def epoch(self) -> int:

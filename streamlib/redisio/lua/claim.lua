@@ -16,7 +16,9 @@
 --   2, ms      busy: another worker holds this entry for ms more
 --   3, 0       suspect: the worker that held this entry let its deadline pass (only in "normal" mode)
 -- or the empty list: fenced, another worker or another epoch owns the partition; nothing is written.
--- Sent twice it answers the same: the first run's claims carry our own token.
+-- Sent twice it answers the same: the first run's claims carry our own token. In groups with owners the epoch belongs
+-- to it: a claim of ours from an earlier epoch is a suspect at once, for whoever owns a partition again has let all that
+-- ran there end, and what became of it was not recorded.
 
 local worker, lease_ms, take_suspects = ARGV[1], tonumber(ARGV[2]), ARGV[4] == "suspects"
 if ARGV[5] ~= "0" then
@@ -25,6 +27,7 @@ if ARGV[5] ~= "0" then
         return {}
     end
 end
+local me = ARGV[5] == "0" and worker or worker .. "@" .. ARGV[5]
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local deadline, expire_ms = string.format("%.0f", now + lease_ms), lease_ms * 10 + tonumber(ARGV[3])
@@ -43,9 +46,9 @@ for i = 3, #KEYS do
         code = 0
     elseif string.sub(state, 1, 1) == "c" then
         local ends, holder, held = string.match(state, "^c(%d+):([^:]*):(.*)$")
-        if held == ref and holder == worker then
+        if held == ref and holder == me then
             code, number = 0, tonumber(redis.call("HGET", KEYS[1], ref) or 0)
-        elseif held == ref and tonumber(ends) > now then
+        elseif held == ref and tonumber(ends) > now and string.match(holder, "^[^@]*") ~= worker then
             code, number = 2, tonumber(ends) - now
         elseif held == ref and not take_suspects then
             code = 3
@@ -54,7 +57,7 @@ for i = 3, #KEYS do
         end
     end
     if code == 0 then
-        redis.call("SET", KEYS[i], "c" .. deadline .. ":" .. worker .. ":" .. ref, "PX", expire_ms)
+        redis.call("SET", KEYS[i], "c" .. deadline .. ":" .. me .. ":" .. ref, "PX", expire_ms)
     end
     answer[#answer + 1] = code
     answer[#answer + 1] = number

@@ -38,6 +38,7 @@ local WRITES = { done = "d", retry = "r", back = "r", ["return"] = "r", dead = "
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local epoch = ARGV[5]
+local me = epoch == "0" and worker or worker .. "@" .. epoch
 if epoch ~= "0" then
     local owner = redis.call("HMGET", OWNER, "owner", "epoch")
     if owner[1] ~= worker or owner[2] ~= epoch then
@@ -69,7 +70,7 @@ local function decide(kind, ref, state)
     end
     if state then
         local holder, held = string.match(state, "^c%d+:([^:]*):(.*)$")
-        if holder == worker and held == ref then
+        if holder == me and held == ref then
             return "write"
         elseif resent and kind == "hold" then
             return state == "h" .. ref and "settled" or "lost"
