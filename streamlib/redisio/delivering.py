@@ -17,12 +17,16 @@ _BEGIN = "0-0"
 
 
 class Delivered(Struct, frozen=True):
-    """One read. `pending` tells what was left behind from what is new; `now_ms` is the server's clock."""
+    """One read. `pending` tells what was left behind from what is new; `now_ms` is the server's clock.
+
+    `left` counts what is pending with the group after a read that is empty.
+    """
 
     now_ms: int
     pending: bool
     received: list[Received]
     missing: list[Missing]
+    left: int = 0
 
     @property
     def empty(self) -> bool:
@@ -67,13 +71,13 @@ class OwnedReader:
         )
         if not reply:
             raise fenced(keys, group, self._epoch)
-        now_ms, kind, again, plain, again_gone, plain_gone, again_end, plain_end = reply
+        now_ms, kind, again, plain, again_gone, plain_gone, again_end, plain_end, left = reply
         pending = kind == b"pending"
         received = self._receive(True, again, pending) + self._receive(False, plain, pending)
         self._ends = {True: again_end.decode(), False: plain_end.decode()}
         gone = [(keys.again(group), again_gone), (keys.stream, plain_gone)]
         missing = [Missing(stream, [one.decode() for one in ids]) for stream, ids in gone if ids]
-        return Delivered(now_ms, pending, received, missing)
+        return Delivered(now_ms, pending, received, missing, left)
 
     def _receive(self, again: bool, entries: list[Any], pending: bool) -> list[Received]:
         how = "reclaimed" if pending else "retry" if again else "new"

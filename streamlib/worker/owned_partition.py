@@ -131,7 +131,10 @@ class OwnedPartition:
     async def _read(
         self, reader: OwnedReader, reading: Lane, entries: OwnedEntries, states: dict[str, KeyState]
     ) -> None:
-        """Read until it is over: what earlier owners left, in its order, and only then what is new."""
+        """Read until it is over: what earlier owners left, in its order, and only then what is new.
+
+        More pending than we hold is what a failover took back the acks of: we end then, and as the next owner read it.
+        """
         lease, parts = self.lease, self._parts
         while not (lease.lost.is_set() or lease.leaving.is_set()):
             if parts.gate.closed:
@@ -145,6 +148,7 @@ class OwnedPartition:
                 parts.consumer.wake_up()  # what did not start while the lease was in doubt may start by now
                 self.last_read = time.monotonic()  # silence until now was our own
                 continue
+            held = entries.size
             found = await self._unless_over(self._door.persist(partial(reader.read, self._door, room), give_up_s=None))
             if isinstance(found, Never):
                 return
@@ -154,6 +158,10 @@ class OwnedPartition:
             parts.consumer.offer(found.received)
             for missing in found.missing:
                 await self._tell_missing(missing, states)
+            if found.left > held:
+                fields = {"stream": self.keys.stream, "group": parts.group, "pending": found.left, "held": held}
+                logger.error("acks_rolled_back", extra={**fields, "action": "run these events again"})
+                return
             if found.empty:
                 waiting = partial(reader.wait, reading, parts.settings.block_ms)
                 await self._unless_over(self._door.persist(waiting, give_up_s=None))

@@ -13,7 +13,8 @@
 --
 -- Returns the empty list when another worker or another epoch owns the partition: nothing is delivered. Else
 --   server ms, what it is ("pending" or "new"), entries of `again`, entries of S, ids of pending entries that do not
---   exist any more in `again`, the same for S, last id of `again`, last id of S ("0-0" where there is none)
+--   exist any more in `again`, the same for S, last id of `again`, last id of S ("0-0" where there is none), and how
+--   many entries are pending with the group in both (counted only where there is nothing to give, else 0)
 -- New entries are given only when nothing pending is left at or after the ids given, so none is ever overtaken by one
 -- whose delivery was lost on the way. Sent twice it answers the same: what the first run delivered is pending then.
 
@@ -44,7 +45,7 @@ local again = redis.call("XAUTOCLAIM", KEYS[3], group, consumer, 0, ARGV[7], "CO
 local plain = redis.call("XAUTOCLAIM", KEYS[2], group, consumer, 0, ARGV[6], "COUNT", count)
 local again_gone, plain_gone = again[3] or {}, plain[3] or {}
 if #again[2] + #again_gone + #plain[2] + #plain_gone > 0 or again[1] ~= "0-0" or plain[1] ~= "0-0" then
-    return { now, "pending", existing(again[2]), existing(plain[2]), again_gone, plain_gone, "0-0", "0-0" }
+    return { now, "pending", existing(again[2]), existing(plain[2]), again_gone, plain_gone, "0-0", "0-0", 0 }
 end
 local entries = { {}, {} }
 local read =
@@ -52,4 +53,8 @@ local read =
 for _, one in ipairs(read or {}) do
     entries[one[1] == KEYS[3] and 1 or 2] = existing(one[2])
 end
-return { now, "new", entries[1], entries[2], {}, {}, last_id(KEYS[3]), last_id(KEYS[2]) }
+local left = 0
+if #entries[1] + #entries[2] == 0 then
+    left = redis.call("XPENDING", KEYS[3], group)[1] + redis.call("XPENDING", KEYS[2], group)[1]
+end
+return { now, "new", entries[1], entries[2], {}, {}, last_id(KEYS[3]), last_id(KEYS[2]), left }
