@@ -96,7 +96,9 @@ class OwnedEntries:
         if len(queue.entries) == 1:
             self._next_of(key, queue)
 
-    def take(self, wanted: Callable[[Received], bool]) -> None:
+    def take(self, wanted: Callable[[Received], bool]) -> bool:
+        """Whether it gave something away."""
+        before = len(self._out)
         for key in list(self.ready):
             queue = self.queues[key]
             delivery = queue.entries[0].received.delivery
@@ -104,6 +106,21 @@ class OwnedEntries:
                 del self.ready[key]
                 queue.taken = delivery.ref
                 self._out.add(delivery.ref)
+        return len(self._out) > before
+
+    def successor(self, delivery: Delivery) -> Received | None:
+        """What follows in its key on what was taken, if it may run as soon as that has ended."""
+        queue = self.queues.get(delivery.key)
+        if queue is None or queue.taken != delivery.ref or len(queue.entries) == 1 or queue.entries[1].failing:
+            return None
+        return queue.entries[1].received
+
+    def follow(self, delivery: Delivery) -> bool:
+        """What was a successor is the next of its key by now, and taken; False where nothing is to start any more."""
+        del self.ready[delivery.key]
+        self.queues[delivery.key].taken = delivery.ref
+        self._out.add(delivery.ref)
+        return not self.shut
 
     def again(self, delivery: Delivery, delay_s: float) -> None:
         """What was taken stays the next of its key, and is due then."""
@@ -230,6 +247,23 @@ class KeyInbox:
         self._server_ms = server_ms
 
     @property
+    def ready(self) -> int:
+        """How many keys wait to be taken."""
+        return sum(len(entries.ready) for entries in self._partitions.values())
+
+    def successor(self, settlement: Settlement) -> Received | None:
+        """The next event of its key, if that may be claimed along with this ending."""
+        entries = self._of(settlement.delivery)
+        if entries is None or entries.shut or settlement.kind == "hold":
+            return None
+        return entries.successor(settlement.delivery) if self._may_start(settlement.delivery.partition) else None
+
+    def follow(self, delivery: Delivery) -> bool:
+        """A successor is claimed and its predecessor's ending recorded; whether it may start."""
+        entries = self._of(delivery)
+        return entries is not None and entries.follow(delivery) and self._may_start(delivery.partition)
+
+    @property
     def parked(self) -> int:
         return sum(entries.parked for entries in self._partitions.values())
 
@@ -245,9 +279,10 @@ class KeyInbox:
             entries.add(received, self._server_ms)
 
     def take(self, wanted: Callable[[Received], bool], but: AbstractSet[int]) -> None:
-        for partition, entries in self._partitions.items():
-            if entries.ready and not entries.shut and partition not in but and self._may_start(partition):
-                entries.take(wanted)
+        for partition, entries in list(self._partitions.items()):
+            ready = entries.ready and not entries.shut and partition not in but and self._may_start(partition)
+            if ready and entries.take(wanted):  # it goes behind the others, or a long backlog would keep them out
+                self._partitions[partition] = self._partitions.pop(partition)
 
     def later(self, received: Received, delay_s: float) -> None:
         entries = self._of(received.delivery)
