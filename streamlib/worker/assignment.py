@@ -18,8 +18,8 @@ def assign(
     of one partition do not all go to one worker. Within the shares, pairs are formed by the highest hash of worker and
     partition first, so that most of them stay when a worker comes or goes.
 
-    What a worker has `refused` goes to the others, first of all and about as evenly as that allows; what all refuse is in
-    nobody's share. Who refuses everything, as it drains, counts as gone: nothing moves once more when it is.
+    What a worker has `refused` goes to the others, first of all and about as evenly as that allows; what all
+    refuse is in nobody's share. Who refuses everything, as it drains, counts as gone: nothing moves again when it is.
     """
     wanted = set(range(partitions))
     takes_part = {worker for worker in workers if not wanted <= set(refused.get(worker, ()))}

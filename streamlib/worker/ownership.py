@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 
 from streamlib.errors import RedisError
 from streamlib.keys import Keys
@@ -96,6 +97,16 @@ class Ownership:
         await self._beat()
         return 0.0
 
+    def leads(self, topic: TopicSpec, number: int) -> bool:
+        """Whether this worker does for a partition what one worker is enough for: each is led by one of those that have
+        a group of the topic, and by everybody while nobody has."""
+        workers = tuple(
+            worker_id
+            for worker_id, member in sorted(self._known.items())
+            if any(name.startswith(f"{topic.name}:") for name in member.groups)
+        )
+        return not workers or _leaders(topic.name, topic.partitions, workers)[number] == self.worker_id
+
     def drain(self) -> None:
         """Give everything up, as what is in flight ends; the others take it meanwhile."""
         self._draining = True
@@ -160,6 +171,11 @@ class Ownership:
         sent = time.monotonic()
         members.beat_sync(client, self._keys, self._known[self.worker_id], self.live_ms)
         self._beat_at = sent
+
+
+@lru_cache(maxsize=64)
+def _leaders(topic: str, partitions: int, workers: tuple[str, ...]) -> dict[int, str]:
+    return assign(partitions, workers, topic)
 
 
 class Shares:

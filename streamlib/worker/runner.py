@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -270,7 +271,11 @@ class Worker:
             ownership.run_once,
         ]
         movers = [
-            LaterMover(self._parts.door, self._parts.keys.stream(topic.name, number, topic.partitions))
+            LaterMover(
+                self._parts.door,
+                self._parts.keys.stream(topic.name, number, topic.partitions),
+                partial(ownership.leads, topic, number),
+            )
             for topic in self._parts.topics
             for number in range(topic.partitions)
         ]

@@ -72,7 +72,9 @@ class SharedIntake:
         )  # fmt: skip
 
     def settled(self, ended: Ended, counts: bool) -> None:
-        """Nothing waits for it."""
+        """A retry is promoted by whoever scheduled it."""
+        if ended.settlement.kind == "retry":
+            self._promoter.expect(ended.settlement.delivery.partition, ended.settlement.number / 1000)
 
     def fenced(self, partition: int, epoch: int) -> None:
         """Nobody owns partitions here."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,9 +17,12 @@ from streamlib.redisio.retries import promote
 from streamlib.redisio.settler import done, give_back, retry
 from streamlib.settings import WorkerSettings
 from streamlib.worker.inflight import InFlight
+from streamlib.worker.loops import end, repeat
+from streamlib.worker.promoter import Promoter
 from streamlib.worker.renewer import Renewer
 from tests.helpers.delivering import GROUP, LEASE_MS, WINDOW_MS, Partition, a_partition
 from tests.helpers.servers import RedisProc
+from tests.helpers.waiting import eventually
 
 
 @contextmanager
@@ -209,6 +213,43 @@ async def test_when_redis_is_full_a_retry_stays_until_it_can_be_moved(own_server
         assert p.everything() == before
         p.client.config_set("maxmemory", "0")
         assert await promote(p.door, p.keys, GROUP) == (2, -1)
+
+
+def the_promoter(p: Partition) -> tuple[Promoter, asyncio.Task[None]]:
+    """One at work on the partition, with its task."""
+    promoter = Promoter(p.door, [p.keys], GROUP)
+
+    async def nothing() -> None: ...
+
+    loop = repeat("promoter", partial(promoter.run_once, 0), heal=nothing, on_error=lambda kind, error: None)
+    return promoter, asyncio.create_task(loop)
+
+
+async def test_who_scheduled_a_retry_promotes_it_without_looking_again_and_again(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamlib.worker.promoter.IDLE_S", 3_600.0)
+    async with a_partition(redis_url) as p:
+        promoter, task = the_promoter(p)
+        await _scheduled(p, "e-1", "e-2", delay_ms=100)
+        promoter.expect(0, 0.1)
+        await eventually(lambda: p.client.xlen(p.keys.again(GROUP)) == 2)
+        await _scheduled(p, "e-3", delay_ms=200)
+        promoter.expect(0, 3_600)
+        promoter.expect(0, 0.2)
+        await eventually(lambda: p.client.xlen(p.keys.again(GROUP)) == 3)
+        await end([task])
+
+
+async def test_a_retry_of_a_worker_that_is_gone_is_promoted_by_others(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamlib.worker.promoter.IDLE_S", 0.2)
+    async with a_partition(redis_url) as p:
+        _, task = the_promoter(p)
+        await _scheduled(p, "e-1", delay_ms=50)
+        await eventually(lambda: p.client.xlen(p.keys.again(GROUP)) == 1)
+        await end([task])
 
 
 async def test_a_wrong_type_on_any_key_of_promotion_changes_nothing(redis_url: str) -> None:

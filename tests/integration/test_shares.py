@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from streamlib import App, Event, Settings
@@ -262,3 +263,19 @@ async def test_after_a_standstill_the_silent_are_not_taken_for_dead_at_once(redi
 
         await eventually(missed)
         await ownership.leave()
+
+
+async def test_one_worker_leads_each_partition_of_those_that_have_a_group_of_its_topic(start: Start) -> None:
+    """What one worker is enough for is done by one; a worker of another app is not counted on."""
+    spec = topic()
+    first = start("a" * 16)
+    assert all(first.ownership.leads(spec, number) for number in ALL), "alone, and not even known yet"
+    second = start("b" * 16)
+    await eventually(lambda: first.owned | second.owned == ALL and len(first.owned) == 2)
+    led = [{number for number in ALL if one.ownership.leads(spec, number)} for one in (first, second)]
+    assert led[0] | led[1] == ALL
+    assert len(led[0]) == len(led[1]) == 2
+    other = msgspec.structs.replace(spec, name="invoices")
+    assert all(one.ownership.leads(other, number) for one in (first, second) for number in ALL)
+    await second.die()
+    await eventually(lambda: all(first.ownership.leads(spec, number) for number in ALL))
