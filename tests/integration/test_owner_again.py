@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from streamlib import App, Event
+from streamlib.errors import Fenced
 from streamlib.redisio.ownership import take
 from streamlib.redisio.settler import done
 from tests.helpers.delivering import GROUP, LEASE_MS, WINDOW_MS, counted, dead_letters, outcomes, running, settings
@@ -69,6 +70,26 @@ async def test_claims_of_this_epoch_are_renewed_and_stay_what_they_are(redis_url
         assert p.state("e-1") == before
         assert p.client.pttl(p.keys.idem(GROUP, "e-1")) > WINDOW_MS
         assert await p.claim([held]) == [("RUN", 0)]
+
+
+async def test_what_a_fenced_owner_would_have_emitted_is_emitted_once_by_the_next(redis_url: str) -> None:
+    emitted = [b"id", b"from e-1", b"type", b"Placed", b"v", b"1", b"key", b"k", b"data", b"{}"]
+    async with an_owned_partition(redis_url) as p:
+        p.put("e-1")
+        [fenced] = await p.ran(await p.own())
+        p.expire("e-1")
+        p.end_lease()
+        reader = await p.own("w2")
+        before = p.everything()
+        with pytest.raises(Fenced):
+            await p.settle([done(fenced, [emitted])])
+        assert p.everything() == before
+        [mine] = [one.delivery for one in (await p.read(reader)).received]
+        assert await p.claim([mine], "w2", suspects=True) == [("RUN", 1)]
+        assert await p.settle([done(mine, [emitted])], "w2") == [True]
+        with pytest.raises(Fenced):
+            await p.settle([done(fenced, [emitted])], resent=True)
+        assert [fields[b"id"] for _, fields in p.client.xrange(p.keys.stream)] == [b"e-1", b"from e-1"]
 
 
 # -- at work ----------------------------------------------------------------------------------------------------------
