@@ -204,10 +204,13 @@ class ProjectedPartition:
         return asyncio.create_task(read())
 
     async def _look_at_end(self, keys: ViewKeys) -> Leave | None:
-        """Nothing came: is that the end of the stream, or was the stream lost or rolled back?"""
+        """Nothing came: is that the end of the stream, or was the stream or the view lost or rolled back?"""
         last = await self._persist(lambda: last_id(self._redis, self._stream.stream))
         if entry_order(last) < entry_order(self._checkpoint):
             return await self._behind(keys, last)
+        head = await self._persist(lambda: view_head(self._redis, keys))
+        if entry_order(head.checkpoint) < entry_order(self._checkpoint):
+            return Leave.RELOAD  # a failover took back our last commits: no event would tell
         self._at_end = True
         return None
 
