@@ -60,6 +60,11 @@ class Intake(Protocol):
         """How many events wait with them."""
         ...
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether halted keys are all that is left, also where more waits behind them than may be read."""
+        ...
+
     def polled_within(self, seconds: float) -> bool:
         """Whether Redis answered reads lately, or there is nothing to read."""
         ...

@@ -122,6 +122,10 @@ class OwnedIntake:
     def halted_events(self) -> int:
         return self.inbox.parked_for_good
 
+    @property
+    def stands_still(self) -> bool:
+        return bool(self.halted) and all(one.stands_still for one in self._partitions)
+
     async def _count(self) -> float:
         """Tell the metrics how much waits behind failing events; seconds until the next time."""
         self._metrics.parked(self.inbox.parked, sum(one.full for one in self._partitions))

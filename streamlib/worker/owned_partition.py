@@ -58,6 +58,7 @@ class OwnedPartition:
         """It is not read, for too much waits behind failing events."""
         self.waits_for_room = False
         """It is not read, for that reason or because enough was read that may run."""
+        self._at_end = False
         self._parts = parts
         self._number = number
         self._door = parts.door
@@ -67,6 +68,14 @@ class OwnedPartition:
     def wants_to_read(self) -> bool:
         """Whether its silence means that Redis does not answer."""
         return self.lease.held and not self.waits_for_room and not self.lease.leaving.is_set()
+
+    @property
+    def stands_still(self) -> bool:
+        """Nothing goes on here before a person acts or something new comes, or it is another worker's."""
+        entries = self._entries
+        if not self.lease.held or entries is None:
+            return self.lease.standby
+        return entries.size == entries.parked_for_good and (self.full or self._at_end)
 
     @property
     def halted(self) -> dict[str, str]:
@@ -152,7 +161,7 @@ class OwnedPartition:
             found = await self._unless_over(self._door.persist(partial(reader.read, self._door, room), give_up_s=None))
             if isinstance(found, Never):
                 return
-            self.last_read = time.monotonic()
+            self.last_read, self._at_end = time.monotonic(), found.empty
             parts.metrics.polled()
             parts.inbox.told_time(found.now_ms)
             parts.consumer.offer(found.received)
@@ -216,5 +225,5 @@ class OwnedPartition:
                     lost = True
                     parts.consumer.give_up(self._number, lost=True)
             parts.consumer.forget(parts.inbox.close(self._number))
-            self._entries, self.full, self.waits_for_room = None, False, False
+            self._entries, self.full, self.waits_for_room, self._at_end = None, False, False, False
         await self.lease.release()

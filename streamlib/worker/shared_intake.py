@@ -115,6 +115,10 @@ class SharedIntake:
     def halted_events(self) -> int:
         return 0
 
+    @property
+    def stands_still(self) -> bool:
+        return False
+
     def polled_within(self, seconds: float) -> bool:
         return any(self._polled_within(fetcher, seconds) for fetcher in self._fetchers)
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import redis
 
-from streamlib import App, Event
+from streamlib import App, Event, Reject
+from streamlib.errors import StreamlibError
 from streamlib.worker.partition_lease import PartitionLease
 from streamlib.worker.unit import GroupUnit
-from tests.helpers.delivering import Running, running, settings
+from tests.helpers.delivering import Running, burst, running, settings
 from tests.helpers.waiting import eventually
 
 EVENTS, BATCH = 2_000, 100
@@ -95,3 +96,22 @@ async def test_an_owner_whose_handlers_are_slow_is_ready_though_it_reads_nothing
             may_end.set()
             await eventually(lambda: len(done) == 20)
             await eventually(lambda: not unit.polled_within(0.0), what="it reads again")
+
+
+async def test_a_burst_ends_though_more_waits_behind_a_halted_key_than_is_read(redis_url: str) -> None:
+    app = App("bank", settings=settings(redis_url, parked=50, batch=20))
+    moves = app.topic("moves", Moved, key="account", partitions=2)
+    done: list[int] = []
+
+    @app.handler(moves, group="ledger", ordering="key", on_dead="block")
+    async def move(event: Moved) -> None:
+        if event.account == "bad":
+            raise Reject("cannot be")
+        done.append(event.n)
+
+    async with app:
+        await moves.publish_many([Moved(account=f"a{n}", n=n) for n in range(30)])
+        await moves.publish_many([Moved(account="bad", n=n) for n in range(200)])
+        with pytest.raises(StreamlibError, match="key 'bad' of partition . is halted"):
+            await burst(app, timeout_s=20)
+    assert sorted(done) == list(range(30))
