@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Literal
 
 from msgspec import Struct
@@ -100,6 +102,16 @@ def bury(delivery: Delivery, failure: Failure, *, attempts: int, group: str, con
     return Settlement(delivery, "dead", 0, fields)
 
 
+class Settled(enum.IntEnum):
+    """What became of an outcome."""
+
+    LOST = 0
+    """The lease was lost: it does not count."""
+    COUNTS = 1
+    LEADS_ON = 2
+    """It counts, and its successor is claimed."""
+
+
 async def settle(
     redis: Executes,
     settlements: Sequence[Settlement],
@@ -108,18 +120,21 @@ async def settle(
     worker_id: str,
     window_ms: int,
     resent: bool,
-) -> list[bool]:
-    """Settle deliveries of one partition and epoch (at most 500): for each whether it counts, False where the lease
-    was lost.
+    successors: Sequence[Delivery | None] = (),
+    lease_ms: int = 0,
+) -> list[Settled]:
+    """Settle deliveries of one partition and epoch (at most 500), answers in their order. `successors` has for each the
+    delivery that is to be claimed with it, if it counts and does not hold its key.
 
     Safe to send twice when the second says `resent`. Raises Fenced when the partition has another owner, or another
     epoch, by now.
     """
     keys, epoch = settlements[0].delivery.keys, settlements[0].delivery.epoch
-    args: list[Arg] = [group, worker_id, window_ms, "1" if resent else "0", epoch]
-    for one in settlements:
+    args: list[Arg] = [group, worker_id, window_ms, "1" if resent else "0", epoch, lease_ms]
+    for one, successor in zip_longest(settlements, successors):
         key = one.delivery.key if epoch else ""
-        args += (one.kind, one.delivery.ref, key, one.number, len(one.parts), *one.parts)
+        after = successor.ref if successor is not None else ""
+        args += (one.kind, one.delivery.ref, key, after, one.number, len(one.parts), *one.parts)
     reply = await _settle.run(
         redis,
         [
@@ -132,12 +147,13 @@ async def settle(
             keys.owner(group),
             keys.key_states(group),
             *(keys.idem(group, one.delivery.event_id) for one in settlements),
+            *(keys.idem(group, one.event_id) for one in successors if one is not None),
         ],
         args,
     )
     if not reply:
         raise fenced(keys, group, epoch)
-    return [code == 1 for code in reply]
+    return [Settled(code) for code in reply]
 
 
 def _again(delivery: Delivery, attempts: int, parked_ms: int, why: str) -> Again:

@@ -21,10 +21,12 @@ from streamlib.worker.claiming import Claiming
 from streamlib.worker.decoding import Decoding
 from streamlib.worker.inbox import Inbox, Waits
 from streamlib.worker.inflight import InFlight, Key
+from streamlib.worker.key_inbox import KeyInbox
 from streamlib.worker.lanes import Lanes
 from streamlib.worker.limiter import AHEAD_S
 from streamlib.worker.parts import Parts
 from streamlib.worker.strangers import Strangers
+from streamlib.worker.successors import Successors
 from streamlib.worker.suspects import Steps, Suspects
 from streamlib.worker.work import Ended, Work
 
@@ -56,6 +58,8 @@ class Consumer:
         self._strangers = Strangers(parts, self._decoding, skip=self._skip, keep=self._claim_strangers)
         self._waiting: set[Key] = set()
         self.suspects = Suspects(parts, self._steps())
+        if isinstance(self._inbox, KeyInbox):
+            parts.settling.successors = Successors(self._inbox, self._steps())
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._stopping = False
@@ -257,10 +261,8 @@ class Consumer:
         elif answer.verdict is Verdict.BUSY:
             self._inbox.later(received, answer.number / 1000 + _AFTER_S)
         elif answer.verdict is Verdict.SUSPECT:
-            if lanes is None:
-                lanes = self._lanes[0]
             self._inbox.aside(delivery)
-            self.suspects.put(received, lanes)
+            self.suspects.put(received, self._lanes[0] if lanes is None else lanes)
         else:
             self._start(received, lanes)
 
@@ -292,6 +294,8 @@ class Consumer:
             aside=self._inbox.aside,
             resumed=self._resumed,
             fenced=lambda received, lanes: self._fenced([(received, lanes)]),
+            room=lambda lanes: lanes.room - self._claiming.taken(lanes),
+            may_claim=lambda: not (self._stopping or self._limiter.active or self._parts.gate.closed),
         )
 
     def _resumed(self, received: Received) -> bool:
@@ -301,7 +305,7 @@ class Consumer:
         return False
 
     def _hold_to_settle(self, delivery: Delivery, ended: Ended) -> None:
-        self._hold(delivery, _ignore)
+        self._hold(delivery, lambda: None)  # nothing runs: its settlement will find out that the claim was lost
         self._parts.settling.put(ended)
 
     def _leave(self, received: Received) -> None:
@@ -393,7 +397,3 @@ class Consumer:
     def close(self) -> None:
         """After the last outcome was settled."""
         self._closed = True
-
-
-def _ignore() -> None:
-    """Nothing runs for this claim; its settlement will find out that it was lost."""

@@ -10,13 +10,15 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 from streamlib.errors import Fenced
 from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.failures import CLIENT_ERRORS
-from streamlib.redisio.settler import Settlement, settle
+from streamlib.redisio.reader import Received
+from streamlib.redisio.settler import Settled, settle
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.work import Ended, Group
 
@@ -41,11 +43,26 @@ class _Queue:
         self.failing = False
 
 
+class Follows(Protocol):
+    """What is claimed along with endings."""
+
+    def of(self, endings: Sequence[Ended]) -> Sequence[Received | None]:
+        """For each ending the event that is to be claimed once it is recorded, if there is one."""
+        ...
+
+    def claimed(self, received: Received) -> None:
+        """It was, and `on_settled` has heard of the ending."""
+        ...
+
+
 class Settling:
     """The outcomes of one group in one process; the only caller of the settle script.
 
     `on_settled` hears of each outcome and whether it counts, `on_fenced` of places that are another worker's by now.
+    `successors` are set in ordered groups.
     """
+
+    successors: Follows | None = None
 
     def __init__(
         self,
@@ -54,6 +71,7 @@ class Settling:
         inflight: InFlight,
         metrics: GroupMetrics,
         *,
+        lease_ms: int,
         on_error: Callable[[str, Exception], None],
         on_settled: Callable[[Ended, bool], None] | None = None,
         on_fenced: Callable[[int, int], None] | None = None,
@@ -62,6 +80,7 @@ class Settling:
         self._group = group
         self._inflight = inflight
         self._metrics = metrics
+        self._lease_ms = lease_ms
         self._on_error = on_error
         self._on_settled = on_settled
         self._on_fenced = on_fenced
@@ -132,10 +151,11 @@ class Settling:
             self._empty.set()
 
     async def _settle(self, queue: _Queue, chunk: list[Ended]) -> None:
+        along = self.successors.of(chunk) if self.successors is not None else [None] * len(chunk)
         try:
-            counted = await self._send(queue, [ended.settlement for ended in chunk])
+            answers = await self._send(queue, chunk, along)
         except Fenced:
-            counted = [False] * len(chunk)
+            answers = [Settled.LOST] * len(chunk)
             if self._on_fenced is not None:
                 self._on_fenced(*queue.place)
         except CLIENT_ERRORS as error:
@@ -146,16 +166,21 @@ class Settling:
             self._refused(chunk[0], error)
             return
         now_s = time.time()
-        for ended, counts in zip(chunk, counted, strict=True):
+        for ended, answer, successor in zip(chunk, answers, along, strict=True):
+            counts = answer is not Settled.LOST
             self._inflight.remove(ended.settlement.delivery, self._group.group)
             self._record(ended, counts, now_s)
             if self._on_settled is not None:
                 self._on_settled(ended, counts)
+            if answer is Settled.LEADS_ON and successor is not None and self.successors is not None:
+                self.successors.claimed(successor)
 
-    async def _send(self, queue: _Queue, settlements: list[Settlement]) -> list[bool]:
+    async def _send(self, queue: _Queue, chunk: list[Ended], along: Sequence[Received | None]) -> list[Settled]:
+        settlements = [ended.settlement for ended in chunk]
+        successors = [one.delivery if one is not None else None for one in along]
         tries = 0
 
-        async def once() -> list[bool]:
+        async def once() -> list[Settled]:
             nonlocal tries
             tries += 1
             return await settle(
@@ -165,15 +190,17 @@ class Settling:
                 worker_id=self._group.worker_id,
                 window_ms=self._group.window_ms,
                 resent=tries > 1,
+                successors=successors,
+                lease_ms=self._lease_ms,
             )
 
         def failed(kind: str, error: Exception) -> None:
             queue.failing = True
             self._on_error(kind, error)
 
-        counts = await self._door.persist(once, give_up_s=None, on_error=failed)
+        answers = await self._door.persist(once, give_up_s=None, on_error=failed)
         queue.failing = False
-        return counts
+        return answers
 
     def _refused(self, ended: Ended, error: Exception) -> None:
         """Redis refuses this one for a reason of its own. It is never acked unrecorded, and never run again for it: the

@@ -41,6 +41,10 @@ class Steps(Struct, frozen=True, kw_only=True):
     """Whether it is still this worker's to run."""
     fenced: Callable[[Received, Lanes], None]
     """Its partition is another worker's."""
+    room: Callable[[Lanes], int]
+    """How many more may be claimed for these lanes."""
+    may_claim: Callable[[], bool]
+    """Whether anything may be claimed without a permit: not while the group is paused, drains, or has limits."""
 
 
 class Suspects:

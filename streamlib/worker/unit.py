@@ -83,6 +83,7 @@ class GroupUnit:
             group,
             shared.inflight,
             self._metrics,
+            lease_ms=settings.worker.lease_ms,
             on_error=shared.on_error,
             on_settled=self.intake.settled,
             on_fenced=self.intake.fenced,

@@ -15,7 +15,7 @@ from streamlib.redisio.claims import claim
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.reader import Reader
-from streamlib.redisio.settler import Settlement, settle
+from streamlib.redisio.settler import Settled, Settlement, settle
 from streamlib.settings import RedisSettings, WorkerSettings
 from streamlib.worker.runner import Worker
 from tests.helpers.publishing import open_door
@@ -85,7 +85,10 @@ class Partition:
     async def settle(
         self, settlements: Sequence[Settlement], worker: str = "w1", *, resent: bool = False
     ) -> list[bool]:
-        return await settle(self.door, settlements, group=GROUP, worker_id=worker, window_ms=WINDOW_MS, resent=resent)
+        answers = await settle(
+            self.door, settlements, group=GROUP, worker_id=worker, window_ms=WINDOW_MS, resent=resent
+        )
+        return [answer is not Settled.LOST for answer in answers]
 
     def state(self, event_id: str) -> str:
         """The idempotency key: "" for none, "d", "x", "r", or "c <worker>:<entry ref>" without its deadline."""

@@ -9,12 +9,15 @@
 -- KEYS[7]      {S}:owner:<group>
 -- KEYS[8]      {S}:keys:<group>
 -- KEYS[9..n+8] {S}:idem:<group>:<event id>, one per outcome
+-- KEYS[n+9..]  the same of each successor that is named below, in their order
 -- ARGV[1]      group
 -- ARGV[2]      worker id
 -- ARGV[3]      idempotency window, ms
 -- ARGV[4]      "1" when these outcomes were sent before and the reply was lost
 -- ARGV[5]      the epoch in which the worker owns the partition; "0" in groups without owners, where nothing is checked
--- then per outcome: kind, entry ref, the event's key, a number, the count of parts, the parts
+-- ARGV[6]      lease of a claim on a successor, ms
+-- then per outcome: kind, entry ref, the event's key, its successor, a number, the count of parts, the parts; the
+-- successor is "" or the ref of the entry that is to be claimed once this outcome is recorded
 --   ack    -            nothing to record: a duplicate or a type that the group skips
 --   done   -            parts: per emitted event the count of its fields and the fields
 --   retry  delay in ms  parts: event id, body
@@ -24,8 +27,11 @@
 --   hold   delay in ms  stays pending with its owner, who runs it again then; -1 halts its key. Parts: attempts, since
 --                       when it is parked (ms), a text; with no parts nothing is noted about the key
 --
--- Returns one number per outcome: 1 settled, 0 the lease was lost and nothing was written for it; or the empty list:
--- fenced, another worker or another epoch owns the partition and nothing was written at all.
+-- Returns one number per outcome: 1 settled, 2 settled and its successor is claimed, 0 the lease was lost and nothing was
+-- written for it; or the empty list: fenced, another worker or another epoch owns the partition and nothing was written
+-- at all.
+-- A successor is claimed only where nothing is known of it but that it waits, or by our own first try; claim.lua tells
+-- the rest.
 -- Sent twice (ARGV[4]), an outcome that finds the state its kind writes counts as settled and is not written again.
 -- A key of the wrong type stops the outcomes that need it, before the first write.
 -- XACK (or HDEL, where nothing is acknowledged) is the first write, so that memory can be freed when Redis is full.
@@ -37,7 +43,7 @@ local MOST_FIELDS = 7000 -- names and values that unpack() can hand to one XADD
 local WRITES = { done = "d", retry = "r", back = "r", ["return"] = "r", dead = "x" }
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local epoch = ARGV[5]
+local epoch, lease_ms = ARGV[5], tonumber(ARGV[6])
 local me = epoch == "0" and worker or worker .. "@" .. epoch
 if epoch ~= "0" then
     local owner = redis.call("HMGET", OWNER, "owner", "epoch")
@@ -81,7 +87,7 @@ local function decide(kind, ref, state)
     return "lost"
 end
 
-local outcomes, at, key, ended, needed = {}, 6, 9, {}, { [SUSPECT] = "hash" }
+local outcomes, at, key, ended, needed = {}, 7, 9, {}, { [SUSPECT] = "hash" }
 
 -- Notes which keys an outcome writes, each with its type; false when Lua could not pass on so many fields.
 local function note_needs(one)
@@ -112,8 +118,8 @@ local function note_needs(one)
 end
 
 while at <= #ARGV do
-    local one = { kind = ARGV[at], ref = ARGV[at + 1], of = ARGV[at + 2], first = at + 5, key = KEYS[key] }
-    one.number, one.count = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+    local one = { kind = ARGV[at], ref = ARGV[at + 1], of = ARGV[at + 2], first = at + 6, key = KEYS[key] }
+    one.successor, one.number, one.count = ARGV[at + 3], tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
     one.verdict = decide(one.kind, one.ref, redis.call("GET", one.key))
     if one.verdict == "write" and ended[one.key] then
         -- One entry twice in a batch has one outcome; of copies handed back the first carries the event on.
@@ -196,6 +202,26 @@ for i, one in ipairs(outcomes) do
             redis.call("SET", one.key, "r", "PX", window_ms)
             redis.call("XADD", AGAIN, "*", "id", ARGV[first], "body", ARGV[first + 1])
         end
+    end
+end
+
+-- Whether nothing is known of an entry but that it waits, or that our own first try claimed it.
+local function may_claim(ref, state)
+    if type(state) == "string" then
+        return state == "h" .. ref or string.match(state, "^c%d+:(.*)$") == me .. ":" .. ref
+    end
+    return not state
+end
+
+-- What fails here is left to a claim of its own: the outcomes are recorded.
+local claim = string.format("c%.0f:%s:", now + lease_ms, me)
+for i, one in ipairs(outcomes) do
+    if one.successor ~= "" then
+        if answer[i] == 1 and one.kind ~= "hold" and may_claim(one.successor, redis.pcall("GET", KEYS[key])) then
+            local set = redis.pcall("SET", KEYS[key], claim .. one.successor, "PX", lease_ms * 10 + window_ms)
+            answer[i] = set.ok and 2 or 1
+        end
+        key = key + 1
     end
 end
 return answer
