@@ -1,0 +1,129 @@
+"""Every script on a cluster, each with the line that makes the server refuse keys of another slot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import streamlib.redisio
+from streamlib import App, Context, Event, Exact, Ordered, Prefix, ReadModel, Reject, Retry
+from streamlib.ops.dead_letters import DeadLetters, Filters
+from streamlib.ops.removal import remove
+from streamlib.redisio.connection import SyncClient
+from streamlib.redisio.failures import CLIENT_ERRORS
+from streamlib.redisio.key_states import halted_count, resume, skip
+from streamlib.redisio.retention import trim_once
+from streamlib.redisio.scripts import Arg, Executes, Script
+from streamlib.settings import RetentionSettings
+from tests.helpers.cluster import ClusterTopology
+from tests.helpers.delivering import outcomes, running, settings
+from tests.helpers.waiting import eventually
+
+PARTITIONS = 3
+EVENTS = 60
+ALL = {path.stem for path in (Path(streamlib.redisio.__file__).parent / "lua").glob("*.lua")}
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Moved(Event):
+    account: str
+    n: int
+
+
+class Balance(ReadModel):
+    account: str
+    moves: int
+    total: Decimal
+
+
+@pytest.fixture(scope="module")
+def cluster(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterTopology]:
+    with ClusterTopology(tmp_path_factory.mktemp("cluster"), kind=server_kind) as started:
+        yield started
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The scripts that ran. From now on the server looks at the slot of each key that they touch."""
+    found: set[str] = set()
+
+    def command(script: Script, keys: Sequence[str], args: Sequence[Arg]) -> tuple[Any, ...]:
+        found.add(script.name)
+        return ("EVAL", b"#!lua\n" + script._body, len(keys), *keys, *args)
+
+    async def run(script: Script, redis: Executes, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+        return await redis.execute(*command(script, keys, args))
+
+    def run_sync(script: Script, redis: SyncClient, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+        return redis.execute(*command(script, keys, args))
+
+    monkeypatch.setattr(Script, "run", run)
+    monkeypatch.setattr(Script, "run_sync", run_sync)
+    return found
+
+
+async def test_a_script_that_reaches_into_another_slot_is_refused(cluster: ClusterTopology, used: set[str]) -> None:
+    """What the other test relies on."""
+    app = App("bank", settings=settings(cluster.url))
+    wrong = Script("scan")
+    wrong._body = b"return redis.call('GET', 'elsewhere')"
+    async with app:
+        with pytest.raises(CLIENT_ERRORS, match=r"do not hash to the same slot|non local key"):
+            await wrong.run(app.redis, ["orders"], [])
+
+
+async def test_every_script_keeps_to_its_slot(cluster: ClusterTopology, used: set[str]) -> None:
+    app = App("bank", settings=settings(cluster.url, lease_ms=1_000))
+    moves = app.topic("moves", Moved, key="account", partitions=PARTITIONS, dedup_window_s=60)
+    indexes = [Exact("moves"), Ordered("total"), Prefix("account")]
+    view = app.projection("balances", moves, Balance, key="account", indexes=indexes)
+    failed: set[str] = set()
+    mended = False
+
+    @view.on(Moved)
+    def fold(row: Balance | None, event: Moved) -> Balance:
+        before = row or Balance(account=event.account, moves=0, total=Decimal(0))
+        return Balance(account=event.account, moves=before.moves + 1, total=before.total + event.n)
+
+    @app.handler(moves, group="mail", retry=Retry(base=0.01, cap=0.02), rate="10000/s", group_concurrency=50)
+    async def mail(event: Moved, ctx: Context) -> None:
+        if event.n % 10 == 3 and not mended:
+            raise Reject("not yet")
+        if event.n % 10 == 5 and ctx.event_id not in failed:
+            failed.add(ctx.event_id)
+            raise ValueError("once")
+
+    @app.handler(moves, group="ledger", ordering="key", on_dead="block", retry=Retry(base=0.01, cap=0.02))
+    async def ledger(event: Moved) -> None:
+        if event.account in ("a0", "a1") and event.n < 10 and not mended:
+            raise Reject("not yet")
+
+    async with app:
+        places = await moves.publish_many([Moved(account=f"a{n % 10}", n=n) for n in range(EVENTS - 1)])
+        assert len(places) == EVENTS - 1
+        async with running(app):
+            await moves.publish(Moved(account="a9", n=EVENTS - 1), delay=0.2)
+            await eventually(lambda: outcomes(app, "mail").get("ok") == EVENTS - 6)
+            await eventually(lambda: outcomes(app, "ledger").get("halted") == 2)
+            letters = DeadLetters(app.redis, app.keys, window_s=60)
+            mended = True
+            found = [one async for one in letters.find(Filters(topic="moves", group="mail"))]
+            assert len(found) == 6
+            await letters.replay(found)
+            await eventually(lambda: outcomes(app, "mail").get("ok") == EVENTS)
+            streams = [app.keys.stream("moves", number, PARTITIONS) for number in range(PARTITIONS)]
+            assert sum([await halted_count(app.redis, one, "ledger") for one in streams]) == 2
+            assert [await resume(app.redis, one, "ledger", "a0") for one in streams].count(True) == 1
+            assert [await skip(app.redis, one, "ledger", "a1", window_ms=60_000) for one in streams].count(True) == 1
+            await eventually(lambda: outcomes(app, "ledger").get("ok") == EVENTS - 1)
+            await eventually(lambda: "renew" in used)
+            rows = await view.between("total", 0, 10_000)
+            assert sum(row.moves for row in rows) == EVENTS
+        await trim_once(app.redis, app.keys, moves.spec, RetentionSettings(max_len=1))
+        await remove(app.redis, app.keys, "moves", "mail")
+    assert used == ALL, f"not run: {sorted(ALL - used)}"
