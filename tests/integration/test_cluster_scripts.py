@@ -80,8 +80,9 @@ async def test_a_script_that_reaches_into_another_slot_is_refused(cluster: Clust
 async def test_every_script_keeps_to_its_slot(cluster: ClusterTopology, used: set[str]) -> None:
     app = App("bank", settings=settings(cluster.url, lease_ms=1_000))
     moves = app.topic("moves", Moved, key="account", partitions=PARTITIONS, dedup_window_s=60)
-    indexes = [Exact("moves"), Ordered("total"), Prefix("account")]
-    view = app.projection("balances", moves, Balance, key="account", indexes=indexes)
+    view = app.projection(
+        "balances", moves, Balance, key="account", indexes=[Exact("moves"), Ordered("total"), Prefix("account")]
+    )
     failed: set[str] = set()
     mended = False
 
