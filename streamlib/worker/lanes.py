@@ -47,7 +47,7 @@ class Lanes:
         self._seconds_per_event: float | None = None
         self._context = contextvars.copy_context()
         self._stopping = False
-        self._wake = asyncio.Event()
+        self._asleep: deque[asyncio.Future[None]] = deque()
 
     def start(self) -> None:
         for _ in range(self._concurrency):
@@ -90,7 +90,7 @@ class Lanes:
     def put(self, work: Work) -> None:
         self._ready.append(work)
         self.waiting_bytes += work.delivery.size
-        self._wake.set()
+        self._wake_one()
 
     def discard(self, work: Work) -> None:
         """The claim was lost: drop the work if it waits, cancel it if it runs alone in a lane. A thread cannot be
@@ -108,7 +108,8 @@ class Lanes:
     def stop(self) -> list[Work]:
         """Start nothing more; the work that did not start."""
         self._stopping = True
-        self._wake.set()
+        while self._asleep:
+            self._wake_one()
         return self.take_back()
 
     def take_back(self, partition: int | None = None) -> list[Work]:
@@ -164,8 +165,7 @@ class Lanes:
             if not works:
                 if self._stopping:
                     return
-                self._wake.clear()
-                await self._wake.wait()
+                await self._sleep()
                 continue
             self._idle.discard(task)
             self._running[task] = works
@@ -178,6 +178,25 @@ class Lanes:
                 # must not see: a fresh lane takes over.
                 if not self._stopping:
                     self._start_lane()
+                return
+
+    async def _sleep(self) -> None:
+        """Until there is work, or the end."""
+        waiting = asyncio.get_running_loop().create_future()
+        self._asleep.append(waiting)
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            if not waiting.cancelled():  # we were woken, and end: the work is another lane's
+                self._wake_one()
+            raise
+
+    def _wake_one(self) -> None:
+        """One event needs one lane: with hundreds of them, waking all would cost more than the event."""
+        while self._asleep:
+            waiting = self._asleep.pop()
+            if not waiting.done():
+                waiting.set_result(None)
                 return
 
     def _take(self) -> list[Work]:
