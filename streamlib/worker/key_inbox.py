@@ -49,8 +49,12 @@ class OwnedEntries:
         self.queues: dict[str, _Queue] = {}
         self.ready: dict[str, None] = {}
         self.size = self.size_bytes = 0
+        self.room = asyncio.Event()
+        """Set when an ending leaves no more than `enough` here, and when an event fails: it and what waits behind it
+        do not count as what may run."""
+        self.enough = 0
         self.changed = asyncio.Event()
-        """Set whenever room may have come, or something has ended."""
+        """Set whenever something has come back."""
         self._states = dict(states)
         self._wake = wake
         self._out: set[str] = set()
@@ -127,6 +131,7 @@ class OwnedEntries:
         queue = self._back(delivery)
         if queue is not None:
             queue.entries[0].due_at = time.monotonic() + delay_s if delay_s else _NOW
+            self.room.set()
             self._next_of(delivery.key, queue)
 
     def hold(self, delivery: Delivery, settlement: Settlement) -> None:
@@ -141,6 +146,7 @@ class OwnedEntries:
             waiting.received = msgspec.structs.replace(waiting.received, delivery=changed)
         waiting.halted = settlement.number == HALTED_MS
         waiting.due_at = time.monotonic() + settlement.number / 1000 if settlement.number > 0 else _NOW
+        self.room.set()
         self._next_of(delivery.key, queue)
 
     def end(self, delivery: Delivery) -> None:
@@ -195,7 +201,8 @@ class OwnedEntries:
         gone = queue.entries.popleft()
         self.size -= 1
         self.size_bytes -= gone.received.delivery.size
-        self.changed.set()
+        if self.size <= self.enough:
+            self.room.set()
         if queue.entries:
             self._next_of(key, queue)
         else:

@@ -152,8 +152,8 @@ class OwnedPartition:
             room = self._room(entries)
             self.waits_for_room = room <= 0
             if self.waits_for_room:
-                entries.changed.clear()
-                await first_set(entries.changed, lease.lost, lease.leaving, timeout_s=_LOOK_S)
+                entries.room.clear()
+                await first_set(entries.room, lease.lost, lease.leaving, timeout_s=_LOOK_S)
                 parts.consumer.wake_up()  # what did not start while the lease was in doubt may start by now
                 self.last_read = time.monotonic()  # silence until now was our own
                 continue
@@ -190,6 +190,7 @@ class OwnedPartition:
                 extra={"stream": self.keys.stream, "group": self._parts.group, "parked": parked},
             )
         free = settings.batch - (entries.size - parked)
+        entries.enough = settings.batch - settings.batch // 4 + parked if most > 0 else entries.size - 1
         return min(free, most) if free >= settings.batch // 4 else 0
 
     async def _tell_missing(self, missing: Missing, states: dict[str, KeyState]) -> None:
