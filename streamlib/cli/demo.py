@@ -34,8 +34,8 @@ _BAR = 30
 def demo(ctx: click.Context, redis_url: str | None, events: int | None, keep: bool, as_json: bool) -> None:
     """Process a month of real flights, kill a worker at work, and check every result against the file.
 
-    Starts a private server and two workers, and stops them at the end. On a Redis that you name, everything
-    lies under a namespace of its own and is removed at the end.
+    Starts a private server and two workers, another one for the one that it kills, and stops them at the end. On a
+    Redis that you name, everything lies under a namespace of its own and is removed at the end.
     """
     before = ctx.obj.values if isinstance(ctx.obj, Given) else {}
 
@@ -102,7 +102,7 @@ def _show(result: DemoResult, as_json: bool) -> None:
         columns = list(rows[0]) if rows else []
         print_table([name.replace("_", " ") for name in columns], [list(row.values()) for row in rows], empty="empty")
     click.echo(f"{result.published:,} events published, handled: {_listed(result.groups)}")
-    click.echo(f"{result.recovered:,} events of the killed worker were taken over by the other one")
+    click.echo(f"{result.recovered:,} events that the killed worker held were taken over by others")
     click.echo(f"{result.duplicates:,} effects came a second time and were refused by their idempotency key")
     click.echo(f"{result.dead:,} dead letters, for example: {result.dead_reason}")
     if result.verified:

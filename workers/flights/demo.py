@@ -1,4 +1,4 @@
-"""The demo: real workers on real flights, one killed at work, every result checked against the file."""
+"""The demo: real workers on real flights, one killed at work and replaced, every result checked against the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
@@ -92,8 +92,11 @@ class _Demo:
             publishing = asyncio.create_task(self._publish())
             try:
                 recovered = await self._kill_at_work(victim, its_consumers, publishing)
+                running = [survivor]
+                if recovered:  # as whatever runs workers would do
+                    running.append(await self._start_worker())
                 published = await publishing
-                await self._until_settled(survivor)
+                await self._until_settled(running)
             finally:
                 publishing.cancel()
             self._tell("comparing every result with the file")
@@ -167,12 +170,13 @@ class _Demo:
         )
         return held
 
-    async def _until_settled(self, survivor: WorkerProcess) -> None:
+    async def _until_settled(self, running: Sequence[WorkerProcess]) -> None:
         """Return when no group has anything left. Raises StreamlibError when nothing moves any more."""
         last, moved_at = await self._look(), time.monotonic()
         while any(last.values()):
             await asyncio.sleep(_REPORT_S)
-            survivor.check_running()
+            for worker in running:
+                worker.check_running()
             now = await self._look()
             if now != last:
                 last, moved_at = now, time.monotonic()
