@@ -105,6 +105,7 @@ class SingleClients:
     """Clients of one server."""
 
     one_node = True
+    settled = None
 
     def __init__(self, maker: ClientMaker) -> None:
         self._maker = maker

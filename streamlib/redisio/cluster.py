@@ -98,6 +98,7 @@ class ClusterClients:
     """Clients of a cluster."""
 
     one_node = False
+    settled = None
 
     def __init__(self, address: Address, maker: ClientMaker, timeout_s: float) -> None:
         self._cluster = Cluster(address, maker, timeout_s)

@@ -55,6 +55,11 @@ class Clients(Protocol):
         """A client of each primary, by its address; "" for one that is the only one."""
         ...
 
+    @property
+    def settled(self) -> Callable[[], Awaitable[bool]] | None:
+        """Asks whether nobody is making another server the primary now; None where nobody does so by himself."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -83,6 +88,11 @@ class RedisDoor:
         if address.scheme == "cluster":
             return cls(settings, ClusterClients(address, maker, settings.timeout_s))
         return cls(settings, SingleClients(maker))
+
+    @property
+    def settled(self) -> Callable[[], Awaitable[bool]] | None:
+        """Asks whether nobody is making another server the primary now; None where there is nobody to ask."""
+        return self._clients.settled
 
     @property
     def one_node(self) -> bool:

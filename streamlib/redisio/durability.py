@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import redis.exceptions
@@ -12,6 +14,13 @@ from streamlib.redisio.connection import Lane, RedisDoor
 from streamlib.redisio.failures import ErrorClass, classify
 from streamlib.settings import redact
 from streamlib.topic import TopicSpec
+
+Settled = Callable[[], Awaitable[bool]]
+
+_ALL_MS = 100
+"""So long all replicas are waited for, those too that nobody asked for."""
+_LOOK_S = 1.0
+_NEVER_LOOKED = -1
 
 
 async def check_durability(door: RedisDoor, topic: TopicSpec) -> None:
@@ -42,16 +51,22 @@ class DurableLane:
     WAIT and WAITAOF look at the writes of their own connection only. The client opens a new one by itself
     when the old one was closed, also between a write and its WAIT, and there every WAIT succeeds at once. So
     the connection carries a name that a new one would not have.
+
+    Behind sentinels a replica that is made the primary leaves the old one first, which goes on taking writes for a
+    moment, and a second replica goes on confirming them: they would be lost. So all replicas are waited for that were
+    connected before, and if one has gone, the sentinels are asked (`settled`) whether it is the next primary.
     """
 
-    def __init__(self, lane: Lane, durability: str, timeout_ms: int) -> None:
+    def __init__(self, lane: Lane, durability: str, timeout_ms: int, settled: Settled | None = None) -> None:
         self.durability = durability
         self.timeout_ms = timeout_ms
         self._lane = lane
         self._name = ""
         kind, _, number = durability.partition(":")
-        self._wait = ("WAITAOF", 1, 0, timeout_ms) if kind == "fsync" else ("WAIT", int(number), timeout_ms)
         self._wanted = 1 if kind == "fsync" else int(number)
+        self._settled = settled if kind == "replicas" else None
+        self._replicas = _NEVER_LOOKED
+        self._looked_s = 0.0
 
     async def execute(self, *command: Any) -> Any:
         """Send one command; `begin` comes before it. Raises what the client raises."""
@@ -62,7 +77,9 @@ class DurableLane:
         if not self._name:
             name = f"streamlib-{uuid.uuid4().hex}"
             await self._lane.execute("CLIENT", "SETNAME", name)
-            self._name = name
+            self._name, self._replicas = name, _NEVER_LOOKED
+        if self._replicas == _NEVER_LOOKED or time.monotonic() - self._looked_s > _LOOK_S:
+            await self._look()
 
     async def confirm(self) -> str:
         """After the write: "" when enough copies confirmed it, else what is missing.
@@ -70,12 +87,13 @@ class DurableLane:
         Raises ConnectionResetError when the connection is no longer the one that wrote: write again, then ask
         again. Raises what the client raises.
         """
-        reply = await self._lane.execute(*self._wait)
+        confirmed = await self._wait()
+        if self._wanted <= confirmed < self._replicas:
+            await self._look()
         found: bytes | None = await self._lane.execute("CLIENT", "GETNAME")
         if found != self._name.encode():
             self._name = ""
             raise ConnectionResetError("the connection was replaced between a write and its confirmation")
-        confirmed = reply[0] if isinstance(reply, list) else reply
         if confirmed >= self._wanted:
             return ""
         if self.durability == "fsync":
@@ -83,6 +101,29 @@ class DurableLane:
         return (
             f"{confirmed} of {self._wanted} replicas confirmed it within {self.timeout_ms} ms; look at INFO replication"
         )
+
+    async def _wait(self) -> int:
+        if self.durability == "fsync":
+            reply: list[int] = await self._lane.execute("WAITAOF", 1, 0, self.timeout_ms)
+            return reply[0]
+        all_ms = min(_ALL_MS, self.timeout_ms)
+        confirmed: int = await self._lane.execute("WAIT", max(self._wanted, self._replicas), all_ms)
+        if confirmed < self._wanted:
+            confirmed = await self._lane.execute("WAIT", self._wanted, self.timeout_ms)
+        return confirmed
+
+    async def _look(self) -> None:
+        """How many replicas there are. Raises ConnectionResetError when one has gone that may be the next primary."""
+        if self._settled is None:
+            self._replicas = 0
+            return
+        role = await self._lane.execute("ROLE")
+        replicas = len(role[2]) if role[0] == b"master" else 0
+        # First the role, then the sentinels: whoever left before that was being replaced by then, or is just gone.
+        gone = replicas < self._replicas or self._replicas == _NEVER_LOOKED
+        if gone and not await self._settled():
+            raise ConnectionResetError("the sentinels are making another server the primary")
+        self._replicas, self._looked_s = replicas, time.monotonic()
 
     async def close(self) -> None:
         await self._lane.close()

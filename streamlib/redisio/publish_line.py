@@ -118,7 +118,8 @@ class Line:
         if topic.durability != "primary":
             # Shorter than the connection's own timeout: a late confirmation must not look like a lost answer.
             timeout_ms = max(int(redis.settings.timeout_s * 800), 1)
-            self._lane = DurableLane(redis.lane(self._keys.stream), topic.durability, timeout_ms)
+            lane = redis.lane(self._keys.stream)
+            self._lane = DurableLane(lane, topic.durability, timeout_ms, settled=redis.settled)
 
     @property
     def busy(self) -> bool:

@@ -28,6 +28,8 @@ class _Answer(Struct, frozen=True):
     primary: Host
     epoch: int
     down: bool
+    moving: bool
+    """This sentinel is making another server the primary."""
 
 
 class Sentinels:
@@ -80,6 +82,13 @@ class Sentinels:
             raise self._none(answers, errors, self._names_sync() if _all_unknown(answers, errors) else [])
         self.primary = found
         return found
+
+    async def settled(self) -> bool:
+        """Whether the primary that we know is the one, and none of a majority of the sentinels is replacing it."""
+        found = await asyncio.gather(*map(self._ask_one, self._hosts), return_exceptions=True)
+        answers = [one for one in found if isinstance(one, _Answer)]
+        enough = len(answers) >= self._quorum and _latest(answers) == self.primary
+        return enough and not any(one.moving for one in answers)
 
     def add(self, connection: _Managed) -> None:
         self._connections.add(connection)
@@ -213,7 +222,8 @@ def _read(reply: Sequence[bytes]) -> _Answer:
     told = dict(zip(reply[::2], reply[1::2], strict=False))
     flags = told[b"flags"].split(b",")
     primary = (told[b"ip"].decode(), int(told[b"port"]))
-    return _Answer(primary, int(told.get(b"config-epoch", 0)), b"s_down" in flags or b"o_down" in flags)
+    down = b"s_down" in flags or b"o_down" in flags
+    return _Answer(primary, int(told.get(b"config-epoch", 0)), down, b"failover_in_progress" in flags)
 
 
 def _must_be_primary(reply: Any, host: str, port: int) -> None:
@@ -304,6 +314,9 @@ class SentinelClients:
 
     async def nodes(self, timeout_s: float) -> Mapping[str, redis.asyncio.Redis]:
         return {"": self.client(timeout_s)}
+
+    async def settled(self) -> bool:
+        return await self._sentinels.settled()
 
     async def close(self) -> None:
         await self._sentinels.close()

@@ -31,6 +31,7 @@ class _FakeClients:
     """Clients of one server in this process."""
 
     one_node = True
+    settled = None
 
     def __init__(self, server: fakeredis.FakeServer) -> None:
         self._server = server

@@ -70,7 +70,8 @@ def run(directory: Path, times: int, seed: int, kind: str = "valkey") -> list[Fa
                 found = [fail_over(bench, topology, fault) for fault in faults]
             bench.wait_until_done()
             bench.check()
-            assert all(worker.running for worker in workers)
+            ended = [worker.log()[-4000:] for worker in workers if not worker.running]
+            assert not ended, "a worker has ended:\n" + "\n".join(ended)
         finally:
             for worker in workers:
                 worker.__exit__(None, None, None)
