@@ -12,16 +12,18 @@ from urllib.parse import quote
 
 import pytest
 import redis
+import uvloop
 
 from streamlib import App
 from streamlib.errors import ConfigError, RedisUnavailable
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS, translate
+from streamlib.redisio.packing import TcpConnection
 from streamlib.settings import RedisSettings, Settings
 from tests.cli.conftest import SHOP, command_line, environment
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.publishing import open_door
-from tests.helpers.servers import RedisProc
+from tests.helpers.servers import HOST, RedisProc
 from tests.helpers.waiting import eventually
 
 Servers = Callable[..., RedisProc]
@@ -216,6 +218,34 @@ async def test_a_blocking_read_is_not_cut_at_the_timeout_of_commands(redis_url: 
             assert await lane.execute("BLPOP", "absent", "1") is None
         finally:
             await lane.close()
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("cut", ["aborted", "disconnected"])
+def test_a_connection_that_is_cut_before_the_command_is_sent_is_a_lost_one(
+    own_server: Servers, loop_factory: Callable[[], asyncio.AbstractEventLoop], cut: str
+) -> None:
+    """As when the sentinels name another primary, or a node leaves the cluster: a worker must not take it for a bug."""
+    server = own_server()
+
+    async def send() -> None:
+        connection = TcpConnection(host=HOST, port=server.port, protocol=2, socket_timeout=1.0)
+        await connection.connect()  # type: ignore[no-untyped-call]
+        writer = connection._writer
+        assert writer is not None
+
+        sending = asyncio.create_task(connection.send_command("PING"))
+        await asyncio.sleep(0)  # it has found itself connected, and sends in a task that starts next
+        if cut == "aborted":
+            writer.transport.abort()
+        else:
+            connection._writer = None
+        with pytest.raises(redis.exceptions.ConnectionError, match="closed before the command was sent"):
+            await sending
+        writer.close()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(send())
 
 
 async def test_a_connection_that_the_server_closed_is_replaced(own_server: Servers) -> None:
