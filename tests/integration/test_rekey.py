@@ -127,7 +127,7 @@ async def test_a_view_of_the_copies_equals_its_recomputation(app: App, client: r
     async with app:
         await purchases.publish_many(events)
         async with running(app):
-            await eventually(lambda: counted(app, "events_processed_total", group="shops") >= 2_000)
+            await eventually(lambda: counted(app, "events_processed_total", group="shops") >= 2_000, timeout=60)
         assert await rows() == rekey_app.recomputed(events)
     assert len(set(ids(client, *COPIES))) == len(ids(client, *COPIES)) == 2_000
     assert outcomes(app, TARGET) == {"ok": 2_000}
