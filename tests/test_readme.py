@@ -78,8 +78,17 @@ def test_the_python_examples_run(shop: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_example_of_order_and_scale_runs(shop: Path) -> None:
+    (example,) = [text for text in blocks("python") if "app.rekey" in text]
+    words = "from decimal import Decimal\nfrom streamlib import App, Context, Event\n\napp = App('scale')\n"
+    (shop / "scale.py").write_text(words + example)
+    done = in_shell("export STREAMLIB_REDIS_URL=embedded://data\nstreamlib run scale:app --burst --no-http", shop)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_testing_example_runs(shop: Path) -> None:
-    (shop / "test_shop.py").write_text(f"from shop import *\nfrom shop import app, orders\n\n{blocks('python')[2]}")
+    (example,) = [text for text in blocks("python") if "run_app" in text]
+    (shop / "test_shop.py").write_text(f"from shop import *\nfrom shop import app, orders\n\n{example}")
     command = "python_of_tests -m pytest -q -p no:cacheprovider -o asyncio_mode=auto test_shop.py"
     done = in_shell(command, _with_python(shop))
     assert done.returncode == 0, done.stdout + done.stderr
