@@ -34,15 +34,16 @@ class Delivery(Struct, kw_only=True, eq=False):
     parked_ms: int = 0
     epoch: int = 0
     key: str = ""
+    size: int = 0
+    """Bytes of its fields; counted here, for it is asked for many times."""
+
+    def __post_init__(self) -> None:
+        self.size = sum(map(len, self.fields))
 
     @property
     def ref(self) -> str:
         """The entry's name in tokens: ids of the two streams may be equal, refs are not."""
         return "a" + self.entry_id if self.again else self.entry_id
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.fields))
 
 
 def fenced(keys: StreamKeys, group: str, epoch: int) -> Fenced:
