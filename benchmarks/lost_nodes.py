@@ -1,9 +1,10 @@
 """What one silent server costs: our clients beside redis-py's own, on real servers.
 
-`python -m benchmarks.lost_nodes [--rounds K]`. Two cases, each round with a fresh topology:
+`python -m benchmarks.lost_nodes [--rounds K]`. Each round of each case has a fresh topology:
 
-- cluster: one of three primaries is frozen for `FROZEN_S` while commands for keys of all three go on, one at a time for
-  each node. Figures: the longest time that a command for a key of the other two took, and how many of those failed.
+- frozen, killed: one of a cluster's three primaries is away for `LOST_S` while commands for keys of all three go on,
+  one at a time for each node. Figures: the longest time that a command for a key of the other two took, and how many
+  of those failed.
 - sentinel: a reader waits for events with XREAD BLOCK; the primary is frozen, so it never says goodbye, and the
   sentinels promote a replica. Figure: seconds from the freeze until the reader has read an event from the new primary,
   and how many stale replies it got.
@@ -17,6 +18,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +37,7 @@ from tests.helpers.servers import HOST
 
 TIMEOUT_S = 5.0
 """Of a command, as in the default settings of a worker."""
-FROZEN_S = 8.0
+LOST_S = 8.0
 BLOCK_MS = 60_000
 _PAUSE_S = 0.002
 _GIVE_UP_S = 120.0
@@ -44,7 +46,7 @@ FAILED = (redis.exceptions.RedisError, OSError)
 Send = Callable[..., Awaitable[Any]]
 
 
-async def cluster_case(directory: Path, ours: bool) -> dict[str, float]:
+async def cluster_case(directory: Path, ours: bool, *, killed: bool = False) -> dict[str, float]:
     with ClusterTopology(directory, full_coverage=False, node_timeout_ms=60_000) as cluster:
         seed = cluster.nodes[0]
         door = RedisDoor.open(RedisSettings(url=cluster.url, timeout_s=TIMEOUT_S))
@@ -54,20 +56,20 @@ async def cluster_case(directory: Path, ours: bool) -> dict[str, float]:
         )  # fmt: skip
         send: Send = door.execute if ours else theirs.execute_command
         keys = {cluster.node_of(f"key-{n}").port: f"key-{n}" for n in range(40)}
-        frozen = cluster.nodes[1]
+        lost = cluster.nodes[1]
         for key in keys.values():
             await send("SET", key, "x")
         stop = asyncio.Event()
         loads = {port: asyncio.create_task(_load(send, key, stop)) for port, key in keys.items()}
         await asyncio.sleep(1.0)
-        frozen.stop()
-        await asyncio.sleep(FROZEN_S)
-        frozen.cont()
+        lost.kill9() if killed else lost.stop()
+        await asyncio.sleep(LOST_S)
+        lost.start() if killed else lost.cont()
         stop.set()
         found = {port: await load for port, load in loads.items()}
         await door.close()
         await theirs.aclose()
-    others = [found[port] for port in found if port != frozen.port]
+    others = [found[port] for port in found if port != lost.port]
     return {"longest_s": max(one[0] for one in others), "failed": float(sum(one[1] for one in others))}
 
 
@@ -126,7 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    for name, case in (("cluster", cluster_case), ("sentinel", sentinel_case)):
+    killed = partial(cluster_case, killed=True)
+    for name, case in (("frozen", cluster_case), ("killed", killed), ("sentinel", sentinel_case)):
         figures: dict[str, list[dict[str, float]]] = {"streamlib": [], "redis-py": []}
         for number in range(rounds):
             for who in sorted(figures, reverse=bool(number % 2)):
