@@ -21,7 +21,7 @@ from streamlib.redisio.scripts import Arg, Script
 from streamlib.settings import LimitSettings
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.publishing import ORDERS, Made, made, open_door, open_publisher, stored_ids, topic
-from tests.helpers.servers import RedisProc
+from tests.helpers.servers import RedisProc, available_kinds
 
 KEPT = topic(dedup_window_s=60)
 
@@ -151,7 +151,7 @@ async def test_a_key_of_the_wrong_type_is_named_and_nothing_changes(
         assert kinds(await publisher.send(KEPT, [made(1, KEPT), made(2, KEPT)])) == ["stored", "stored"]
 
 
-@pytest.mark.parametrize("kind", ["valkey", "redis8", "redis7"])
+@pytest.mark.parametrize("kind", available_kinds())
 async def test_out_of_memory_leaves_nothing_half_written(own_server: Callable[..., RedisProc], kind: str) -> None:
     server = own_server(kind=kind)
     with server.client() as client:

@@ -271,10 +271,12 @@ async def test_one_worker_leads_each_partition_of_those_that_have_a_group_of_its
     first = start("a" * 16)
     assert all(first.ownership.leads(spec, number) for number in ALL), "alone, and not even known yet"
     second = start("b" * 16)
-    await eventually(lambda: first.owned | second.owned == ALL and len(first.owned) == 2)
-    led = [{number for number in ALL if one.ownership.leads(spec, number)} for one in (first, second)]
-    assert led[0] | led[1] == ALL
-    assert len(led[0]) == len(led[1]) == 2
+
+    def led(one: Process) -> set[int]:
+        return {number for number in ALL if one.ownership.leads(spec, number)}
+
+    await eventually(lambda: len(led(first)) == len(led(second)) == 2, what="each knows of the other")
+    assert led(first) | led(second) == ALL
     other = msgspec.structs.replace(spec, name="invoices")
     assert all(one.ownership.leads(other, number) for one in (first, second) for number in ALL)
     await second.die()
