@@ -110,6 +110,7 @@ class _Probes:
     def __init__(self, app: App) -> None:
         self._app = app
         self.worker: Worker | None = None
+        self.phase = "starting"
 
     def render(self, accept: str) -> tuple[str, bytes]:
         return render(self._app.metrics.registry, accept)
@@ -118,7 +119,7 @@ class _Probes:
         return self.worker.live() if self.worker else (True, "starting")
 
     def ready(self) -> tuple[bool, str]:
-        return self.worker.readiness() if self.worker else (False, "connecting to Redis")
+        return self.worker.readiness() if self.worker else (False, self.phase)
 
     def cancel_handlers(self) -> None:
         if self.worker:
@@ -162,6 +163,7 @@ def _leave_at_once(code: int) -> None:
 async def _serve(app: App, groups: tuple[str, ...], probes: _Probes, *, burst: bool) -> int:
     stop = asyncio.Event()
     with steered_by_signals(stop, probes.cancel_handlers):
+        probes.phase = "connecting to Redis"
         if not await _opened(app, stop):
             return 0
         try:

@@ -97,7 +97,7 @@ async def stubborn() -> None:
 def test_a_signal_while_redis_is_waited_for_ends_cleanly(shop: Path) -> None:
     with WorkerProc("shop:app", "redis://127.0.0.1:1", cwd=shop) as worker:
         wait_until(worker.http_url, what="it listens")
-        assert worker.get("/readyz") == (503, "connecting to Redis\n")
+        wait_until(lambda: worker.get("/readyz") == (503, "connecting to Redis\n"), what="it has begun to connect")
         worker.term()
         assert worker.wait() == 0
 
