@@ -191,7 +191,7 @@ async def test_while_redis_is_away_nothing_starts_and_then_it_goes_on(
         assert len(book.times()) == before
         proxy.heal()
         await eventually(lambda: len(book.times()) == 200, 30)
-        await eventually(lambda: sum(outcomes(app, "g").get("ok", 0) for app in apps) == 200, what="they have ended too")
+        await eventually(lambda: sum(outcomes(app, "g").get("ok", 0) for app in apps) == 200, what="all ended")
     assert most_in(book.times(), 2.0) <= 200
 
 
