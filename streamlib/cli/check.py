@@ -28,7 +28,7 @@ def command(given: Given, app_path: str, as_json: bool) -> None:
     settings = given.settings()
     app = load_app(app_path)
     app.configure(settings)
-    groups = [Declared(spec.topic, spec.group, "handler") for spec in app.groups.values()]
+    groups = [Declared(spec.topic, spec.group, spec.kind) for spec in app.groups.values()]
     groups += [Declared(view.topic, view.name, "projection") for view in app.projections.values()]
     counts = f"{len(app.topics)} topics, {len(app.groups)} groups, {len(app.projections)} projections"
 

@@ -25,7 +25,7 @@ _WAITAOF_SINCE = (7, 2)
 
 
 class Declared(Struct, frozen=True):
-    """A group or projection (`kind` "handler" or "projection") as the app declares it."""
+    """A group or projection (`kind` "handler", "ordered" or "projection") as the app declares it."""
 
     topic: TopicSpec
     name: str
@@ -119,9 +119,11 @@ def _types(names: StreamKeys, groups: Sequence[Declared]) -> dict[str, str]:
     types = {names.stream: "stream", names.producers(): "hash"}
     for group in groups:
         types[names.dead(group.name)] = "stream"
-        if group.kind == "projection":
+        if group.kind != "handler":
             types[names.owner(group.name)] = "hash"
-        else:
+        if group.kind == "ordered":
+            types[names.key_states(group.name)] = "hash"
+        if group.kind != "projection":
             types[names.again(group.name)] = "stream"
             types[names.retry(group.name)] = "zset"
             types[names.retry_body(group.name)] = "hash"
@@ -137,7 +139,7 @@ async def _idempotency(
     per_thousand = 1_000 * window_s * BYTES_PER_MARK / _MIB
     expected = 0.0
     for group in groups:
-        if group.kind == "handler":
+        if group.kind != "projection":
             expected += await _events_per_second(redis, keys, group.topic) * window_s * BYTES_PER_MARK
     detail = (
         f"a window of {window_s:g} s holds about {per_thousand:,.0f} MiB per group for every 1,000 events per second; "
