@@ -20,6 +20,8 @@ from streamlib.redisio.packing import Packed
 
 _ASK_S = 1.0
 _WATCH_S = 1.0
+_MASTER = ("SENTINEL", "MASTER")
+_ADDRESS = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME")
 
 
 class _Answer(Struct, frozen=True):
@@ -69,8 +71,10 @@ class Sentinels:
         for host in self._hosts:
             client = self._maker.sentinel_sync(host, self._ask_s)
             try:
-                reply = client.execute_command("SENTINEL", "MASTER", self._name)  # type: ignore[no-untyped-call]
-                answers.append(_read(reply))
+                answer = _read(client.execute_command(*_MASTER, self._name))  # type: ignore[no-untyped-call]
+                if answer.moving:
+                    answer = _promoted(answer, client.execute_command(*_ADDRESS, self._name))  # type: ignore[no-untyped-call]
+                answers.append(answer)
             except CLIENT_ERRORS as error:
                 errors.append(_told(error, host))
             finally:
@@ -132,14 +136,17 @@ class Sentinels:
         return found
 
     async def _ask_one(self, host: Host) -> _Answer:
+        client = self._client(host)
         try:
-            reply = await self._client(host).execute_command("SENTINEL", "MASTER", self._name)  # type: ignore[no-untyped-call]
+            answer = _read(await client.execute_command(*_MASTER, self._name))  # type: ignore[no-untyped-call]
+            if answer.moving:
+                answer = _promoted(answer, await client.execute_command(*_ADDRESS, self._name))  # type: ignore[no-untyped-call]
+            return answer
         except CLIENT_ERRORS as error:
             told = _told(error, host)
             if told is error:
                 raise
             raise told from error
-        return _read(reply)
 
     def _client(self, host: Host) -> redis.asyncio.Redis:
         if host not in self._clients:
@@ -224,6 +231,13 @@ def _read(reply: Sequence[bytes]) -> _Answer:
     primary = (told[b"ip"].decode(), int(told[b"port"]))
     down = b"s_down" in flags or b"o_down" in flags
     return _Answer(primary, int(told.get(b"config-epoch", 0)), down, b"failover_in_progress" in flags)
+
+
+def _promoted(answer: _Answer, named: Sequence[bytes]) -> _Answer:
+    """The answer of a sentinel that makes another server the primary: until all replicas follow, SENTINEL MASTER tells
+    the one before with the new epoch; the address is that of the new one as soon as it was promoted."""
+    primary = (named[0].decode(), int(named[1]))
+    return answer if primary == answer.primary else _Answer(primary, answer.epoch, down=False, moving=True)
 
 
 def _must_be_primary(reply: Any, host: str, port: int) -> None:

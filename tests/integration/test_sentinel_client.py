@@ -16,7 +16,7 @@ from streamlib.settings import RedisSettings, Settings
 from tests.helpers.publishing import open_door
 from tests.helpers.sentinel import SentinelTopology
 from tests.helpers.servers import HOST, RedisProc, free_port
-from tests.helpers.waiting import eventually
+from tests.helpers.waiting import eventually, wait_until
 
 
 class Placed(Event):
@@ -93,10 +93,39 @@ async def test_no_sentinel_answers() -> None:
     assert "no sentinel answers" in said
 
 
+# --- one sentinel
+
+
+def by_the_first(topology: SentinelTopology) -> str:
+    """A URL with two sentinels that are gone for good, and one that answers."""
+    first = topology.sentinels[0]
+    return f"sentinel://{HOST}:{free_port()},{HOST}:{free_port()},{HOST}:{first.port}/{topology.name}"
+
+
 async def test_one_of_the_sentinels_is_enough_to_find_the_primary(topology: SentinelTopology) -> None:
     """Those that are gone for good must not keep a new process from starting."""
-    first = topology.sentinels[0]
-    url = f"sentinel://{HOST}:{free_port()},{HOST}:{free_port()},{HOST}:{first.port}/{topology.name}"
-    async with open_door(url) as opened:
+    topology.wait_until_whole()
+    async with open_door(by_the_first(topology)) as opened:
         assert await opened.execute("PING") == b"PONG"
         assert await port_of(opened) == topology.primary_server().port
+
+
+async def test_the_sentinel_that_leads_a_failover_names_the_new_primary_before_it_is_over(
+    topology: SentinelTopology,
+) -> None:
+    """Until all replicas follow, SENTINEL MASTER tells the old address with the new epoch: that server is writable
+    still, and what it takes then is lost."""
+    topology.wait_until_whole()
+    old = topology.primary_server()
+    with topology.sentinels[0].client() as leader:
+
+        def named_port() -> int:
+            answer: Any = leader.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", topology.name)  # type: ignore[no-untyped-call]
+            return int(answer[1])
+
+        leader.execute_command("SENTINEL FAILOVER", topology.name)  # type: ignore[no-untyped-call]
+        wait_until(lambda: named_port() != old.port, 20, every=0.002, what="the leader promotes another server")
+        async with open_door(by_the_first(topology)) as opened:
+            assert await port_of(opened) == named_port()
+            info = opened.sync_client().execute("INFO", "server")
+            assert f"tcp_port:{named_port()}\r\n".encode() in info
