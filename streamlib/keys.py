@@ -92,6 +92,15 @@ class StreamKeys(Struct, frozen=True):
     def sorted_by(self, name: str, generation: int, field: str) -> str:
         return f"{self._tag}:view:{name}:{generation}:by:{field}"
 
+    def aggregate(self, aggregate_id: str) -> str:
+        return f"{self._tag}:agg:{aggregate_id}"
+
+    def snapshot(self, aggregate_id: str) -> str:
+        return f"{self._tag}:snap:{aggregate_id}"
+
+    def answer(self, idempotency_key: str) -> str:
+        return f"{self._tag}:cmd:{idempotency_key}"
+
 
 class Keys(Struct, frozen=True):
     """All keys of one namespace ("" for none)."""

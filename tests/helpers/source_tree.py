@@ -34,6 +34,7 @@ FLOORS = {
     "streamlib.ops": 2,
     "streamlib.metrics": 2,
     "streamlib.app": 3,
+    "streamlib.connected": 3,
     "streamlib.blocking": 3,
     "streamlib.producer": 3,
     "streamlib.embedded": 3,

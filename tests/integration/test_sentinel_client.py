@@ -120,10 +120,10 @@ async def test_the_sentinel_that_leads_a_failover_names_the_new_primary_before_i
     with topology.sentinels[0].client() as leader:
 
         def named_port() -> int:
-            answer: Any = leader.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", topology.name)  # type: ignore[no-untyped-call]
+            answer: Any = leader.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", topology.name)
             return int(answer[1])
 
-        leader.execute_command("SENTINEL FAILOVER", topology.name)  # type: ignore[no-untyped-call]
+        leader.execute_command("SENTINEL FAILOVER", topology.name)
         wait_until(lambda: named_port() != old.port, 20, every=0.002, what="the leader promotes another server")
         async with open_door(by_the_first(topology)) as opened:
             assert await port_of(opened) == named_port()
