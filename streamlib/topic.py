@@ -62,7 +62,7 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
 
     def checked_key(self, event: Event, key: str | None = None) -> str:
         """The key under which the event is stored, its own unless one is given. Raises PublishError."""
-        return _checked("key", self.key_of(event) if key is None else key, may_be_empty=True)
+        return checked_id("key", self.key_of(event) if key is None else key, may_be_empty=True)
 
     def message(self, event: Event, *, event_id: str | None = None, key: str | None = None, **envelope: Any) -> Message:
         """The event in its envelope, encoded. Raises PublishError and DeclarationError."""
@@ -78,13 +78,20 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
         if not all(isinstance(part, str) for pair in headers.items() for part in pair):
             raise PublishError(f"headers {headers!r}: names and values are texts")
         return Message(
-            id=_checked("event id", event_id) if event_id is not None else new_event_id(),
+            id=checked_id("event id", event_id) if event_id is not None else new_event_id(),
             type=event_type(cls),
             version=event_version(cls),
             key=self.checked_key(event, key),
             data=self.codec.encode(event),
             **envelope,
         )
+
+    def decode(self, message: Message) -> Event:
+        """The typed event of a stored message. Raises UnknownType, SchemaError and DecodeError.
+
+        Classes run code of their users' (`__post_init__`) and codecs may be foreign: anything else may come out, too.
+        """
+        return self.codec.decode(message, self.registry.find(message.type, message.version))
 
     def partition_of(self, message: Message) -> int:
         """crc32(key) mod P; events without a key are spread by their id."""
@@ -96,7 +103,7 @@ def partition_of_key(key: str, partitions: int) -> int:
     return zlib.crc32(key.encode()) % partitions if partitions > 1 else 0
 
 
-def _checked(kind: str, text: str, *, may_be_empty: bool = False) -> str:
+def checked_id(kind: str, text: str, *, may_be_empty: bool = False) -> str:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:

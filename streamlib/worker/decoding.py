@@ -50,8 +50,7 @@ class Decoding:
             )
             return self.bury(received, Failure.of("decode", error), handler)
         try:
-            cls = self._topic.registry.find(message.type, message.version)
-            return self._topic.codec.decode(message, cls)
+            return self._topic.decode(message)
         except Exception as error:  # noqa: BLE001 - classes run code of their own (__post_init__), codecs may be foreign
             reason: Reason = "schema" if isinstance(error, SchemaError) else "decode"
             return self.bury(received, Failure.of(reason, error), handler)

@@ -153,7 +153,7 @@ class Folder:
             cls = topic.registry.find(message.type, message.version)
             if cls not in projection.folds:
                 return None
-            one.event = event = topic.codec.decode(message, cls)
+            one.event = event = topic.decode(message)
             one.row_id = check_row_id(getattr(event, projection.key), f"{cls.__name__}.{projection.key}")
             if partition_of(one.row_id, topic.partitions) != self._partition:
                 raise SchemaError(

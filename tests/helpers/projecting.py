@@ -160,7 +160,7 @@ class Rig:
                     continue
                 seen.add(fields[b"id"])
                 message = codec.read(entry_id.decode(), [part for pair in fields.items() for part in pair])
-                event: Any = codec.decode(message, self.topic.registry.find(message.type, message.version))
+                event: Any = self.topic.decode(message)
                 fold = self.view.folds.get(type(event))
                 if fold is not None:
                     row = fold(rows.get(event.account), event)
