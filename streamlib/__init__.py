@@ -12,6 +12,7 @@ _HOMES = {
     "streamlib.app": ("App",),
     "streamlib.codec": ("FlatCodec", "NativeCodec", "RawCodec"),
     "streamlib.errors": (
+        "CommandFailed",
         "IdempotencyConflict",
         "NotConfirmed",
         "PayloadTooLarge",
@@ -22,7 +23,9 @@ _HOMES = {
         "StreamlibError",
         "TopicFull",
     ),
-    "streamlib.event": ("Event",),
+    "streamlib.event": ("Command", "Event"),
+    "streamlib.eventsourcing.command_queue": ("Ticket",),
+    "streamlib.eventsourcing.commands": ("Answer",),
     "streamlib.message": ("Position",),
     "streamlib.producer": ("Topic",),
     "streamlib.read_model": ("Exact", "Ordered", "Page", "Prefix", "ReadModel"),

@@ -3,6 +3,7 @@
 from streamlib.app import App
 from streamlib.codec import FlatCodec, NativeCodec, RawCodec
 from streamlib.errors import (
+    CommandFailed,
     IdempotencyConflict,
     NotConfirmed,
     PayloadTooLarge,
@@ -13,7 +14,9 @@ from streamlib.errors import (
     StreamlibError,
     TopicFull,
 )
-from streamlib.event import Event
+from streamlib.event import Command, Event
+from streamlib.eventsourcing.command_queue import Ticket
+from streamlib.eventsourcing.commands import Answer
 from streamlib.message import Position
 from streamlib.producer import Topic
 from streamlib.read_model import Exact, Ordered, Page, Prefix, ReadModel
@@ -22,8 +25,11 @@ from streamlib.settings import Settings, load_settings
 from streamlib.worker.context import BatchContext, Context
 
 __all__ = [
+    "Answer",
     "App",
     "BatchContext",
+    "Command",
+    "CommandFailed",
     "Context",
     "Event",
     "Exact",
@@ -45,6 +51,7 @@ __all__ = [
     "RetryLater",
     "Settings",
     "StreamlibError",
+    "Ticket",
     "Topic",
     "TopicFull",
     "load_settings",

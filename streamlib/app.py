@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,13 +9,19 @@ from streamlib.blocking import BlockingApp
 from streamlib.codec import Codec, NativeCodec
 from streamlib.connected import Connected
 from streamlib.errors import DeclarationError, NotFound
-from streamlib.event import Event, Registry
+from streamlib.event import Command, Event, Registry
+from streamlib.eventsourcing.command_bus import CommandBus
+from streamlib.eventsourcing.command_queue import Ticket, group_of, topic_of, with_command
+from streamlib.eventsourcing.commands import GROUP, Answer, CommandSpec, read_command_handler
+from streamlib.lifespan import Lifespan
+from streamlib.message import new_event_id
 from streamlib.metrics.worker import WorkerMetrics
 from streamlib.producer import Topic
 from streamlib.read_model import Index, ReadModel
 from streamlib.redisio.limits import read_limits
 from streamlib.retry import Retry
-from streamlib.topic import TopicSpec, Unknown
+from streamlib.settings import Settings
+from streamlib.topic import TopicSpec, Unknown, checked_id
 from streamlib.worker.handlers import GroupSpec, OnDead, Ordering, read_handler
 from streamlib.worker.projection import OnError, Projection
 from streamlib.worker.rekeying import Rekeying, rekeyed
@@ -33,7 +37,12 @@ class App(Connected):
     `settings` default to streamlib.toml and STREAMLIB_* variables, read when they are first needed.
     """
 
-    _lifespan: Callable[[App], Any] | None = None
+    def __init__(self, name: str, *, settings: Settings | None = None) -> None:
+        super().__init__(name, settings=settings)
+        self._lifespan = Lifespan()
+        self._commands: dict[type[Command], CommandSpec] = {}
+        self._command_bus: CommandBus | None = None
+        self._dispatches = False
 
     # -- declaration --------------------------------------------------------------------------------------------
 
@@ -54,9 +63,15 @@ class App(Connected):
         class declares. `dedup_window_s` > 0 also catches copies of an event id that other producers send. `durability`
         is "primary", "fsync" or "replicas:n".
         """
+        registry = Registry(events)
+        if commands := [cls.__name__ for cls in registry.classes if issubclass(cls, Command)]:
+            raise DeclarationError(
+                f"topic {name!r}: {commands[0]} is a Command, which lies on the app's own topic of commands; "
+                "declare its handler with @app.command_handler and send it with app.send"
+            )
         spec = TopicSpec(
             name=name,
-            registry=Registry(events),
+            registry=registry,
             key=key,
             partitions=partitions,
             codec=codec or NativeCodec(),
@@ -162,6 +177,27 @@ class App(Connected):
         )
         return self.projections[name]
 
+    def command_handler(self, function: F | None = None, *, retry: Retry | None = None, timeout: float = 60.0) -> Any:
+        """Declare the one handler of a command: `async def (command: C [, ctx]) -> value`. Raises DeclarationError.
+
+        It loads an aggregate, lets it record events and saves it, by a repository of the app. The save takes place when
+        the handler returns, in one script with the answer; where others have changed the aggregate meanwhile the
+        handler runs again. What raises writes nothing: check first, and keep effects outside Redis for handlers of the
+        recorded events. A command changes one aggregate, or none. `timeout` is in seconds; `retry` is for commands
+        that were sent. Use it as `@app.command_handler` or `@app.command_handler(timeout=5)`.
+        """
+
+        def declare(handler: F) -> F:
+            spec = read_command_handler(handler, retry=retry or Retry(), timeout_s=timeout)
+            self._commands = with_command(self._commands, spec)
+            self._command_bus = None
+            topic = topic_of(self.name, self._commands)
+            self.topics[topic.name] = Topic(topic, lambda: self.publisher)
+            self.groups[topic.name, GROUP] = group_of(topic, self._commands, lambda c, ctx: self._bus().handle(c, ctx))
+            return handler
+
+        return declare if function is None else declare(function)
+
     def _group(self, topic: Topic, group: str) -> GroupSpec:
         return self.groups.get((topic.name, group)) or GroupSpec(topic.spec, group)
 
@@ -173,10 +209,58 @@ class App(Connected):
 
     def lifespan(self, function: Callable[[App], AsyncIterator[Mapping[str, Any]]]) -> Callable[..., Any]:
         """Declare what handlers use: an async generator that yields a mapping, `ctx.state`; once per process."""
-        if not inspect.isasyncgenfunction(function):
-            raise DeclarationError(f"lifespan {function.__qualname__}: must be `async def` with one `yield {{...}}`")
-        self._lifespan = contextlib.asynccontextmanager(function)
+        self._lifespan.declare(function, self)
         return function
+
+    # -- commands -----------------------------------------------------------------------------------------------
+
+    async def dispatch(self, command: Command, *, idempotency_key: str = "") -> Answer:
+        """Run a command here and now, and return its answer.
+
+        With an `idempotency_key` the answer is kept for idempotency.window_s: the same key gives the same answer, and
+        runs nothing. Raises what the handler raises, DeclarationError without a handler, ConcurrencyConflict when
+        others changed its aggregate at every try, IdempotencyConflict for a key of another command, TimeoutError,
+        RedisUnavailable (then the outcome is unknown: dispatch it again under its key).
+        """
+        key = checked_id("idempotency key", idempotency_key) if idempotency_key else ""
+        bus = self._bus()
+        if not self._dispatches:
+            self._dispatches = True  # from now on until the app closes: once per process, not per command
+            await self._lifespan.enter()
+        async with self._lifespan.entered() as state:
+            return await bus.dispatch(command, key, state)
+
+    async def send(self, command: Command, *, idempotency_key: str = "", delay: float = 0) -> Ticket:
+        """Store a command for the workers of group "commands"; the ticket waits for the answer.
+
+        The same `idempotency_key` runs once and gives one answer. Raises DeclarationError without a handler, and what
+        `Topic.publish` raises.
+        """
+        bus = self._bus()
+        bus.handler_of(command)
+        command_id = idempotency_key or new_event_id()
+        position = await self.topics[bus.topic.name].publish(command, id=command_id, delay=delay)
+        return Ticket(command_id, position, bus.wait_for)
+
+    async def wait_for(self, command_id: str, timeout: float) -> Answer:
+        """The answer of a command that was sent, by its ticket's id: see `Ticket.wait_for`."""
+        return await self._bus().wait_for(command_id, timeout)
+
+    def _bus(self) -> CommandBus:
+        if self._command_bus is None:
+            window_ms = int(self.settings.idempotency.window_s * 1000)
+            topic = topic_of(self.name, self._commands)
+            self._command_bus = CommandBus(topic, self._commands, self.redis, self.keys, window_ms)
+        return self._command_bus
+
+    async def close(self) -> None:
+        """Close what dispatched commands have opened, then the connection."""
+        used, self._command_bus, self._dispatches = self._dispatches, None, False
+        try:
+            if used:
+                await self._lifespan.leave()
+        finally:
+            await super().close()
 
     # -- work ---------------------------------------------------------------------------------------------------
 
@@ -209,14 +293,6 @@ class App(Connected):
                 groups=[spec for spec in self.groups.values() if spec.group in chosen],
                 projections=[view for name, view in self.projections.items() if name in chosen],
                 topics=[topic.spec for topic in self.topics.values()],
-                lifespan=self._state,
+                lifespan=self._lifespan.entered,
             )
         )
-
-    @contextlib.asynccontextmanager
-    async def _state(self) -> AsyncIterator[Mapping[str, Any]]:
-        if self._lifespan is None:
-            yield {}
-            return
-        async with self._lifespan(self) as state:
-            yield state or {}

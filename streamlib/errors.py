@@ -18,6 +18,8 @@ StreamlibError
 ├── DecodeError                 an entry is no event; `.reason` is the dead letter's reason
 │   ├── SchemaError             the event's fields do not fit its class
 │   └── UnknownType             no class for this type and version
+├── CommandFailed               a command that was sent has failed for good
+├── ConcurrencyConflict         another has changed the aggregate since it was loaded
 ├── NotFound                    a topic, group, view or dead letter that does not exist (exit code 4)
 ├── Refused                     a destructive verb without consent (exit code 5)
 ├── Fenced                      another worker owns this now
@@ -104,6 +106,14 @@ class UnknownType(DecodeError):
     """No class of the topic has this type and version."""
 
     reason = "unknown_type"
+
+
+class CommandFailed(StreamlibError):
+    """A command that was sent through a stream has failed for good; it is among the dead letters."""
+
+
+class ConcurrencyConflict(StreamlibError):
+    """Another has changed the aggregate since it was loaded; nothing was written."""
 
 
 class NotFound(StreamlibError):

@@ -45,6 +45,13 @@ class Event(Struct, metaclass=_MessageMeta, frozen=True, kw_only=True):
     """
 
 
+class Command(Event):
+    """A request to do something, which may be refused; it travels as an event does, on the app's topic of commands.
+
+    Subclasses look like those of Event. One `@app.command_handler` takes each.
+    """
+
+
 def event_type(cls: type[Event]) -> str:
     """The name under which events of this class are stored."""
     name: str = cls.__dict__[_TYPE]
@@ -72,7 +79,7 @@ def check_resolvable(cls: type[Struct]) -> None:
 
 
 def _is_event_class(cls: object) -> bool:
-    return isinstance(cls, type) and issubclass(cls, Event) and cls is not Event
+    return isinstance(cls, type) and issubclass(cls, Event) and cls not in (Event, Command)
 
 
 class Registry:

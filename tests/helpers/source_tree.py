@@ -35,6 +35,7 @@ FLOORS = {
     "streamlib.metrics": 2,
     "streamlib.app": 3,
     "streamlib.connected": 3,
+    "streamlib.lifespan": 3,
     "streamlib.blocking": 3,
     "streamlib.producer": 3,
     "streamlib.embedded": 3,

@@ -1,0 +1,56 @@
+"""Answers of commands, kept under their idempotency keys: what they look like in Redis, and how they come and go."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+from msgspec import Struct
+
+from streamlib.event import Event, event_type, event_version
+from streamlib.message import Position
+from streamlib.redisio.scripts import Executes, Script
+
+_remember = Script("remember")
+_SUCCESS, _FAILURE = b"=", b"!"
+
+
+class StoredAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of a command.
+
+    `digest` is the command's: the same key with another command is a mistake, not a repeat. `value` is JSON. `error`
+    stands for a command that failed for good. The append script stores the answer before it knows the entry id of its
+    events: there `position` has none, and `aggregate_id` and `version` lead to it.
+    """
+
+    digest: str
+    command: str
+    value: msgspec.Raw = msgspec.Raw(b"null")
+    error: str = ""
+    position: Position | None = None
+    aggregate_id: str = ""
+    version: int = 0
+
+    def encode(self) -> bytes:
+        return (_FAILURE if self.error else _SUCCESS) + msgspec.json.encode(self)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> StoredAnswer:
+        return msgspec.json.decode(raw[1:], type=cls)
+
+
+def digest_of(command: Event) -> str:
+    """Equal for commands of the same type and content."""
+    head = f"{event_type(type(command))}\0{event_version(type(command))}\0".encode()
+    return hashlib.blake2b(head + msgspec.json.encode(command), digest_size=16).hexdigest()
+
+
+async def recall(redis: Executes, key: str) -> StoredAnswer | None:
+    """The answer kept at `key` ({S}:cmd:<idempotency key>)."""
+    raw = await redis.execute("GET", key)
+    return None if raw is None else StoredAnswer.decode(raw)
+
+
+async def remember(redis: Executes, key: str, answer: StoredAnswer, ttl_ms: int) -> StoredAnswer:
+    """Keep the answer; the one that stands now, which is another's where that succeeded first. Safe to send twice."""
+    return StoredAnswer.decode(await _remember.run(redis, [key], [answer.encode(), ttl_ms]))
