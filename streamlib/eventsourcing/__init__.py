@@ -1,0 +1,1 @@
+"""Aggregates kept as their events, and the commands that change them."""
