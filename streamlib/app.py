@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from streamlib.blocking import BlockingApp
 from streamlib.codec import Codec, NativeCodec
@@ -177,7 +177,15 @@ class App(Connected):
         )
         return self.projections[name]
 
-    def command_handler(self, function: F | None = None, *, retry: Retry | None = None, timeout: float = 60.0) -> Any:
+    @overload
+    def command_handler(self, function: F) -> F: ...
+
+    @overload
+    def command_handler(self, *, retry: Retry | None = None, timeout: float = 60.0) -> Callable[[F], F]: ...
+
+    def command_handler(
+        self, function: F | None = None, *, retry: Retry | None = None, timeout: float = 60.0
+    ) -> F | Callable[[F], F]:
         """Declare the one handler of a command: `async def (command: C [, ctx]) -> value`. Raises DeclarationError.
 
         It loads an aggregate, lets it record events and saves it, by a repository of the app. The save takes place when
