@@ -9,7 +9,7 @@ from streamlib.blocking import BlockingApp
 from streamlib.codec import Codec, NativeCodec
 from streamlib.connected import Connected
 from streamlib.errors import DeclarationError, NotFound
-from streamlib.event import Command, Event, Registry
+from streamlib.event import Command, Event, Registry, event_type, event_version
 from streamlib.eventsourcing.command_bus import CommandBus
 from streamlib.eventsourcing.command_queue import Ticket, group_of, topic_of, with_command
 from streamlib.eventsourcing.commands import GROUP, Answer, CommandSpec, read_command_handler
@@ -22,6 +22,7 @@ from streamlib.redisio.limits import read_limits
 from streamlib.retry import Retry
 from streamlib.settings import Settings
 from streamlib.topic import TopicSpec, Unknown, checked_id
+from streamlib.versions import Upcaster
 from streamlib.worker.handlers import GroupSpec, OnDead, Ordering, read_handler
 from streamlib.worker.projection import OnError, Projection
 from streamlib.worker.rekeying import Rekeying, rekeyed
@@ -29,6 +30,7 @@ from streamlib.worker.runner import Worker, WorkerParts
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R", bound=ReadModel)
+U = TypeVar("U", bound=Upcaster)
 
 
 class App(Connected):
@@ -63,7 +65,7 @@ class App(Connected):
         class declares. `dedup_window_s` > 0 also catches copies of an event id that other producers send. `durability`
         is "primary", "fsync" or "replicas:n".
         """
-        registry = Registry(events)
+        registry = Registry(events, self.upcasters)
         if commands := [cls.__name__ for cls in registry.classes if issubclass(cls, Command)]:
             raise DeclarationError(
                 f"topic {name!r}: {commands[0]} is a Command, which lies on the app's own topic of commands; "
@@ -199,7 +201,7 @@ class App(Connected):
             spec = read_command_handler(handler, retry=retry or Retry(), timeout_s=timeout)
             self._commands = with_command(self._commands, spec)
             self._command_bus = None
-            topic = topic_of(self.name, self._commands)
+            topic = topic_of(self.name, self._commands, self.upcasters)
             self.topics[topic.name] = Topic(topic, lambda: self.publisher)
             self.groups[topic.name, GROUP] = group_of(topic, self._commands, lambda c, ctx: self._bus().handle(c, ctx))
             return handler
@@ -214,6 +216,28 @@ class App(Connected):
             raise DeclarationError(
                 f"{group!r} on topic {topic.name!r} is both a handler group and a projection; rename one"
             )
+
+    def upcast(self, event: type[Event], *, from_version: int) -> Callable[[U], U]:
+        """Declare how stored data of one version of an event become those of the next: `(data: dict) -> dict`, plain.
+
+        From `from_version` on, one step for each version up to that of the class. Handlers, folds and aggregates see
+        the class only; what is stored stays as it is. `data` has the stored names and JSON's values: texts, numbers,
+        lists, dicts (with a codec of msgpack also its times and bytes). What is returned must fit the class as stored
+        data do, else the event goes to the dead letters as `schema`, and so it does when a step raises. A class that
+        the topic declares for an old version wins over upcasting. Raises DeclarationError; holes are found when the
+        app is opened or checked.
+        """
+
+        def declare(function: U) -> U:
+            if not any(event in topic.spec.registry.classes for topic in self.topics.values()):
+                raise DeclarationError(
+                    f"upcast of {getattr(event, '__qualname__', event)}: no topic of app {self.name!r} declares that "
+                    "class; declare the topic (or the command's handler) above, and name the class that the data become"
+                )
+            self.upcasters.add(event_type(event), from_version, event_version(event), function)
+            return function
+
+        return declare
 
     def lifespan(self, function: Callable[[App], AsyncIterator[Mapping[str, Any]]]) -> Callable[..., Any]:
         """Declare what handlers use: an async generator that yields a mapping, `ctx.state`; once per process."""
@@ -257,7 +281,7 @@ class App(Connected):
     def _bus(self) -> CommandBus:
         if self._command_bus is None:
             window_ms = int(self.settings.idempotency.window_s * 1000)
-            topic = topic_of(self.name, self._commands)
+            topic = topic_of(self.name, self._commands, self.upcasters)
             self._command_bus = CommandBus(topic, self._commands, self.redis, self.keys, window_ms)
         return self._command_bus
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import inspect
@@ -43,6 +43,17 @@ class Codec(Protocol):
         """The typed event. Raises SchemaError or DecodeError."""
 
 
+@runtime_checkable
+class PlainCodec(Protocol):
+    """What a codec needs besides, so that upcasters can raise data of older versions."""
+
+    def decode_plain(self, message: Message) -> dict[str, Any]:
+        """The event's data without a class. Raises SchemaError or DecodeError."""
+
+    def encode_plain(self, data: dict[str, Any], label: str) -> bytes:
+        """Such data, so that `decode` reads them; `label` names the event. Raises SchemaError."""
+
+
 class _Data:
     """The data of events in one format, with a decoder kept for each class."""
 
@@ -51,6 +62,7 @@ class _Data:
             raise DeclarationError(f"data format {data_format!r}: choose 'json' or 'msgpack'")
         self._module: Any = msgspec.json if data_format == "json" else msgspec.msgpack
         self._encode = self._module.Encoder().encode
+        self._plain = self._module.Decoder(dict[str, Any])
         self._strict = strict
         self._decoders: dict[type[Event], Any] = {}
         self._may_hold_nan: dict[type[Event], bool] = {}
@@ -76,13 +88,25 @@ class _Data:
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise DecodeError(f"{label}: {error}") from error
         if self._is_risky(cls):
-            try:
-                refuse_nan(event, label)
-            except PublishError as error:
-                raise SchemaError(str(error)) from error
-            except RecursionError as error:
-                raise DecodeError(f"{label}: nested too deeply") from error
+            _find_nan(event, label)
         return event
+
+    def decode_plain(self, data: bytes, label: str) -> dict[str, Any]:
+        try:
+            plain: dict[str, Any] = self._plain.decode(data)
+        except msgspec.ValidationError as error:
+            raise SchemaError(f"{label}: {error}") from error
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise DecodeError(f"{label}: {error}") from error
+        return plain
+
+    def encode_plain(self, data: dict[str, Any], label: str) -> bytes:
+        _find_nan(data, label)
+        try:
+            encoded: bytes = self._encode(data)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise SchemaError(f"{label}: what the upcasters made of it cannot be stored: {error}") from error
+        return encoded
 
     def _is_risky(self, cls: type[Event]) -> bool:
         risky = self._may_hold_nan.get(cls)
@@ -97,6 +121,7 @@ class NativeCodec:
     def __init__(self, data_format: DataFormat = "json") -> None:
         self._data = _Data(data_format)
         self.encode = self._data.encode
+        self.encode_plain = self._data.encode_plain
 
     def read(self, entry_id: str, fields: Fields) -> Message:
         named = _named(entry_id, fields)
@@ -141,6 +166,9 @@ class NativeCodec:
     def decode(self, message: Message, cls: type[Event]) -> Event:
         return self._data.decode(message.data, cls, f"{message.type} {message.id}")
 
+    def decode_plain(self, message: Message) -> dict[str, Any]:
+        return self._data.decode_plain(message.data, f"{message.type} {message.id}")
+
 
 class FlatCodec:
     """Entries of other programs whose fields are the event's own: `XADD readings * sensor a7 celsius 21.5`.
@@ -154,6 +182,7 @@ class FlatCodec:
         self._type_field = type_field.encode()
         self._data = _Data("json", strict=False)
         self.encode = self._data.encode
+        self.encode_plain = self._data.encode_plain
 
     def read(self, entry_id: str, fields: Fields) -> Message:
         named = _named(entry_id, fields)
@@ -176,6 +205,9 @@ class FlatCodec:
     def decode(self, message: Message, cls: type[Event]) -> Event:
         return self._data.decode(message.data, cls, f"{message.type} {message.id}")
 
+    def decode_plain(self, message: Message) -> dict[str, Any]:
+        return self._data.decode_plain(message.data, f"{message.type} {message.id}")
+
 
 class RawCodec:
     """Entries of other programs that hold the whole event, encoded, in one field (others are kept as headers)."""
@@ -185,6 +217,7 @@ class RawCodec:
         self._field = field.encode()
         self._data = _Data(data_format)
         self.encode = self._data.encode
+        self.encode_plain = self._data.encode_plain
 
     def read(self, entry_id: str, fields: Fields) -> Message:
         named = _named(entry_id, fields)
@@ -208,6 +241,9 @@ class RawCodec:
 
     def decode(self, message: Message, cls: type[Event]) -> Event:
         return self._data.decode(message.data, cls, f"{message.type} {message.id}")
+
+    def decode_plain(self, message: Message) -> dict[str, Any]:
+        return self._data.decode_plain(message.data, f"{message.type} {message.id}")
 
 
 def can_hold_nan(cls: Any) -> bool:
@@ -235,6 +271,16 @@ def _risky_fields(cls: type[msgspec.Struct]) -> tuple[str, ...]:
     """The fields to look into: events have many texts and few numbers."""
     fields = getattr(inspect.type_info(cls), "fields", ())
     return tuple(field.name for field in fields if _holds_nan(field.type, set()))
+
+
+def _find_nan(value: Any, label: str) -> None:
+    """Raise SchemaError for a NaN or an infinity anywhere in what was read, DecodeError where it nests too deeply."""
+    try:
+        refuse_nan(value, label)
+    except PublishError as error:
+        raise SchemaError(str(error)) from error
+    except RecursionError as error:
+        raise DecodeError(f"{label}: nested too deeply") from error
 
 
 def refuse_nan(value: Any, label: str) -> None:

@@ -17,6 +17,8 @@ from streamlib.redisio.durability import check_durability
 from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.redisio.publisher import Publisher
 from streamlib.settings import Settings, load_settings
+from streamlib.topic import check_upcasts
+from streamlib.versions import Upcasters
 from streamlib.worker.handlers import GroupSpec
 from streamlib.worker.projection import Projection
 
@@ -28,6 +30,7 @@ class Connected:
         self.name = check_name("app", name)
         self._settings = settings
         self.topics: dict[str, Topic] = {}
+        self.upcasters = Upcasters()
         self.groups: dict[tuple[str, str], GroupSpec] = {}
         self.projections: dict[str, Projection[Any]] = {}
         self._door: RedisDoor | None = None
@@ -66,6 +69,10 @@ class Connected:
             raise StreamlibError(f"app {self.name!r} is not open; use `async with app:`")
         return self._publisher
 
+    def check_declared(self) -> None:
+        """Raise DeclarationError where what was declared does not fit together: what only all of it can show."""
+        check_upcasts(self.upcasters, [topic.spec for topic in self.topics.values()])
+
     async def open(self, door: RedisDoor | None = None) -> None:
         """Connect, check that this Redis can keep the promises, and create every declared topic and group.
 
@@ -73,6 +80,7 @@ class Connected:
         """
         if self._door is not None:
             raise StreamlibError(f"app {self.name!r} is open already")
+        self.check_declared()
         try:
             self._door = door or await self._connect()
             await self._check_server(self._door)

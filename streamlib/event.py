@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, dataclass_transform, get_type_hints
 
@@ -9,9 +10,11 @@ import msgspec
 from msgspec import Struct, StructMeta
 
 from streamlib.errors import DeclarationError, UnknownType
+from streamlib.versions import Upcasters
 
 _TYPE = "__streamlib_type__"
 _VERSION = "__streamlib_version__"
+_ENDS_LIKE_A_VERSION = re.compile(r"@\d+\Z")
 
 
 class _MessageMeta(StructMeta):
@@ -64,6 +67,11 @@ def event_version(cls: type[Event]) -> int:
     return version
 
 
+def stored_name(name: str, version: int) -> str:
+    """One text for a type and a version: "Opened" for version 1, "Opened@2" for version 2."""
+    return name if version == 1 and not _ENDS_LIKE_A_VERSION.search(name) else f"{name}@{version}"
+
+
 def check_resolvable(cls: type[Struct]) -> None:
     """Raise DeclarationError when an annotation of `cls` cannot be resolved or is no type that can be stored."""
     try:
@@ -83,9 +91,10 @@ def _is_event_class(cls: object) -> bool:
 
 
 class Registry:
-    """The event classes of one topic, by stored type and version."""
+    """The event classes of one topic, by stored type and version, and the upcasters that lead to them."""
 
-    def __init__(self, classes: Iterable[type[Event]]) -> None:
+    def __init__(self, classes: Iterable[type[Event]], upcasters: Upcasters | None = None) -> None:
+        self.upcasters = Upcasters() if upcasters is None else upcasters
         self._classes: dict[tuple[str, int], type[Event]] = {}
         for cls in classes:
             self._add(cls)
@@ -111,10 +120,35 @@ class Registry:
         return frozenset(name for name, _ in self._classes)
 
     def find(self, name: str, version: int) -> type[Event]:
-        """The class for a stored type; raises UnknownType."""
-        try:
-            return self._classes[name, version]
-        except KeyError:
-            have = sorted(v for n, v in self._classes if n == name)
-            known = f"versions {have}" if have else f"types {sorted(self.type_names)}"
-            raise UnknownType(f"no class for {name!r} version {version}; this worker knows {known}") from None
+        """The class for a stored type: that of this very version, else the one that its data are raised to.
+
+        Raises UnknownType.
+        """
+        found = self._classes.get((name, version))
+        if found is None:
+            target = self.upcasters.target(name, version)
+            found = None if target is None else self._classes.get((name, target))
+        if found is None:
+            raise UnknownType(f"no class for {name!r} version {version}; this worker knows {self._known(name)}")
+        return found
+
+    def is_newer(self, name: str, version: int) -> bool:
+        """Whether this is a version of a known type above all that are known: a newer app publishes it."""
+        known = self._versions(name)
+        return bool(known) and version > known[-1]
+
+    def stored_names(self, cls: type[Event]) -> frozenset[str]:
+        """What is read as this class, each as `stored_name` has it: its version and those that are raised to it."""
+        name, version = event_type(cls), event_version(cls)
+        raised = [one for one in self.upcasters.raised_to(name, version) if (name, one) not in self._classes]
+        return frozenset(stored_name(name, one) for one in (version, *raised))
+
+    def _versions(self, name: str) -> list[int]:
+        return sorted(version for other, version in self._classes if other == name)
+
+    def _known(self, name: str) -> str:
+        versions = self._versions(name)
+        if not versions:
+            return f"types {sorted(self.type_names)}"
+        raised = [one for version in versions for one in self.upcasters.raised_to(name, version)]
+        return f"versions {versions}" + (f" and raises {raised}" if raised else "")

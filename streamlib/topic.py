@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterable
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
-from streamlib.codec import Codec, NativeCodec
-from streamlib.errors import DeclarationError, PublishError
+from streamlib.codec import Codec, NativeCodec, PlainCodec
+from streamlib.errors import DeclarationError, PublishError, SchemaError
 from streamlib.event import Event, Registry, event_type, event_version
 from streamlib.keys import MAX_ID_BYTES, check_name
 from streamlib.message import Message, new_event_id
+from streamlib.versions import Upcasters
 
 Unknown = Literal["park", "dead-letter", "skip"]
 MAX_PARTITIONS = 1024
@@ -87,15 +90,54 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
         )
 
     def decode(self, message: Message) -> Event:
-        """The typed event of a stored message. Raises UnknownType, SchemaError and DecodeError.
+        """The typed event of a stored message, raised to its class's version. Raises UnknownType, SchemaError,
+        DecodeError.
 
         Classes run code of their users' (`__post_init__`) and codecs may be foreign: anything else may come out, too.
         """
-        return self.codec.decode(message, self.registry.find(message.type, message.version))
+        cls = self.registry.find(message.type, message.version)
+        if event_version(cls) == message.version:
+            return self.codec.decode(message, cls)
+        raised = raise_version(self.registry, self.codec, message)
+        try:
+            return self.codec.decode(raised, cls)
+        except SchemaError as error:
+            raise SchemaError(f"{error}; so the upcasters left what was stored as version {message.version}") from error
 
     def partition_of(self, message: Message) -> int:
         """crc32(key) mod P; events without a key are spread by their id."""
         return partition_of_key(message.key or message.id, self.partitions)
+
+
+def raise_version(registry: Registry, codec: Codec, message: Message) -> Message:
+    """The message with its data raised to the version of its class, by the upcasters; itself where it is of that.
+
+    Raises UnknownType, SchemaError, DecodeError, and DeclarationError for a codec that cannot tell data apart.
+    """
+    version = event_version(registry.find(message.type, message.version))
+    if version == message.version:
+        return message
+    if not isinstance(codec, PlainCodec):
+        raise DeclarationError(_cannot_raise(codec))
+    label = f"{message.type} {message.id}"
+    data = registry.upcasters.raise_(message.type, message.version, codec.decode_plain(message), label)
+    return msgspec.structs.replace(message, version=version, data=codec.encode_plain(data, label))
+
+
+def check_upcasts(upcasters: Upcasters, topics: Iterable[TopicSpec]) -> None:
+    """Raise DeclarationError where a way up has a hole, or lies on a topic whose codec cannot go it."""
+    upcasters.check()
+    for topic in topics:
+        for cls in topic.registry.classes:
+            if upcasters.raised_to(event_type(cls), event_version(cls)) and not isinstance(topic.codec, PlainCodec):
+                raise DeclarationError(f"topic {topic.name!r}, {event_type(cls)}: {_cannot_raise(topic.codec)}")
+
+
+def _cannot_raise(codec: Codec) -> str:
+    return (
+        f"{type(codec).__name__} has no decode_plain and encode_plain, so upcasters cannot see what it stores; give it "
+        "both (see streamlib.codec.PlainCodec), or declare the old classes beside the new one"
+    )
 
 
 def partition_of_key(key: str, partitions: int) -> int:

@@ -22,7 +22,8 @@ _LIBRARIES = tuple({str(Path(path)) for path in sysconfig.get_paths().values()})
 def load_app(path: str) -> App:
     """The App at `module:attribute` (the attribute may be dotted); the working directory is on the path.
 
-    Raises AppImportError, which names what is missing and the nearest thing there is.
+    Raises AppImportError, which names what is missing and the nearest thing there is, and DeclarationError for an app
+    whose parts do not fit together.
     """
     module_name, colon, attribute = path.partition(":")
     if not (module_name and colon and attribute):
@@ -40,6 +41,7 @@ def load_app(path: str) -> App:
         found = getattr(found, step)
     if not isinstance(found, App):
         raise AppImportError(f"{path!r} is a {type(found).__name__}, not a streamlib.App; {_apps_of(module)}")
+    found.check_declared()
     return found
 
 

@@ -17,12 +17,13 @@ from streamlib.cli.exits import Exit
 from streamlib.cli.options import Given, json_option, shared_options
 from streamlib.cli.output import note, print_json, progress
 from streamlib.cli.session import translated
-from streamlib.errors import NotFound, PublishError, RedisError, StreamlibError, UnknownType
+from streamlib.codec import NativeCodec
+from streamlib.errors import DecodeError, NotFound, PublishError, RedisError, StreamlibError
 from streamlib.event import Event, event_type, event_version
 from streamlib.message import Message
 from streamlib.redisio.later import delay_ms
 from streamlib.redisio.publisher import Sent
-from streamlib.topic import TopicSpec
+from streamlib.topic import TopicSpec, raise_version
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ BATCH = 500
 CHUNK_BYTES = 256 * 1024
 MAX_LINE_BYTES = 16 * 1024 * 1024
 SHOWN_FAILURES = 100
+_json = NativeCodec()
 
 
 class Line(Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,17 +138,20 @@ def _message(topic: TopicSpec, text: bytes) -> tuple[Message, int]:
     """The line's event in its envelope, and its delay in ms. Raises _BadLine and PublishError."""
     try:
         line = msgspec.json.decode(text, type=Line)
-        event = msgspec.json.decode(line.data, type=_class_of(topic, line))
-    except (msgspec.DecodeError, UnknownType, UnicodeDecodeError, RecursionError) as error:
+        event = _event(topic, line)
+    except (msgspec.DecodeError, DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _BadLine(str(error)) from error
     return topic.message(event, event_id=line.id, key=line.key), delay_ms(line.delay)
 
 
-def _class_of(topic: TopicSpec, line: Line) -> type[Event]:
-    if line.version is not None:
-        return topic.registry.find(line.type, line.version)
+def _event(topic: TopicSpec, line: Line) -> Event:
+    """Of an older version, raised: as an archive has it. Raises UnknownType, DecodeError and msgspec's errors."""
     versions = [event_version(cls) for cls in topic.registry.classes if event_type(cls) == line.type]
-    return topic.registry.find(line.type, max(versions, default=1))
+    version = max(versions, default=1) if line.version is None else line.version
+    cls = topic.registry.find(line.type, version)
+    message = Message(id=line.id or "", type=line.type, version=version, data=bytes(line.data))
+    event: Event = msgspec.json.decode(raise_version(topic.registry, _json, message).data, type=cls)
+    return event
 
 
 def _count(numbers: Sequence[int], results: Sequence[Sent | PublishError], tally: Tally) -> None:

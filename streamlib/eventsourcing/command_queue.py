@@ -10,6 +10,7 @@ from streamlib.event import Command, Registry
 from streamlib.eventsourcing.commands import GROUP, Answer, CommandSpec
 from streamlib.message import Position
 from streamlib.topic import TopicSpec
+from streamlib.versions import Upcasters
 from streamlib.worker.context import Context
 from streamlib.worker.handlers import GroupSpec, HandlerSpec
 
@@ -33,9 +34,9 @@ class Ticket:
         return await self._wait(self.id, timeout)
 
 
-def topic_of(app: str, specs: dict[type[Command], CommandSpec]) -> TopicSpec:
+def topic_of(app: str, specs: dict[type[Command], CommandSpec], upcasters: Upcasters) -> TopicSpec:
     """The topic of an app's commands."""
-    return TopicSpec(name=f"{app}-{GROUP}", registry=Registry(specs))
+    return TopicSpec(name=f"{app}-{GROUP}", registry=Registry(specs, upcasters))
 
 
 def group_of(topic: TopicSpec, specs: dict[type[Command], CommandSpec], handle: Handle) -> GroupSpec:

@@ -7,7 +7,7 @@ import random
 import time
 
 from streamlib.errors import DecodeError, SchemaError, UnknownType
-from streamlib.event import Event
+from streamlib.event import Event, stored_name
 from streamlib.redisio.dead_letter import Failure, Reason
 from streamlib.redisio.reader import Received
 from streamlib.redisio.settler import park
@@ -21,7 +21,10 @@ _HAND_OVER_FIRST_MS, _HAND_OVER_CAP_MS = 250, 10_000
 
 
 class Decoding:
-    """Decodes for one group. Unknown types are parked for up to `unknown_ttl_s`, or go by the topic's rule."""
+    """Decodes for one group. Unknown types are parked for up to `unknown_ttl_s`, or go by the topic's rule.
+
+    A version above those that are known is parked whatever the rule: newer workers are on their way.
+    """
 
     def __init__(self, topic: TopicSpec, group: Group, payload_bytes: int, unknown_ttl_s: float) -> None:
         self._topic = topic
@@ -56,25 +59,27 @@ class Decoding:
             return self.bury(received, Failure.of(reason, error), handler)
 
     def unreadable(self, received: Received, elsewhere: frozenset[str]) -> Ended:
-        """The end of an entry that is no event, or whose type nobody here handles; `elsewhere` are the types that
-        only other live workers of the group handle."""
+        """The end of an entry that is no event, or whose type nobody here handles; `elsewhere` are the types
+        and versions that only other live workers of the group handle."""
         message, delivery = received.message, received.delivery
         if message is None:
             return self.bury(received, Failure.of("decode", _no_event(received)))
         found, now_ms = self.class_of(received), int(time.time() * 1000)
         known = found if isinstance(found, UnknownType) else None
         error = known or UnknownType(f"{message.type} is handled by this group, but not by this worker")
+        others = stored_name(message.type, message.version) in elsewhere
+        newer = self._topic.registry.is_newer(message.type, message.version)
         expired = delivery.parked_ms and now_ms - delivery.parked_ms > self._unknown_ttl_s * 1000
-        may_bury = self._topic.unknown == "dead-letter" and message.type not in elsewhere
+        may_bury = self._topic.unknown == "dead-letter" and not others and not newer
         if expired or (known is not None and may_bury):
             return self.bury(received, Failure.of("unknown_type", error))
         waited_ms = now_ms - delivery.parked_ms if delivery.parked_ms else 0
         backoff_ms = min(max(waited_ms, _PARK_FIRST_MS), _PARK_CAP_MS)
         hand_over_ms = min(max(waited_ms // 16, _HAND_OVER_FIRST_MS), _HAND_OVER_CAP_MS)
         # Jitter, or two workers whose reads beat in step would hand the same events to each other for ever.
-        delay_ms = int((hand_over_ms if message.type in elsewhere else backoff_ms) * random.uniform(0.5, 1.5))
+        delay_ms = int((hand_over_ms if others else backoff_ms) * random.uniform(0.5, 1.5))
         logger.log(
-            logging.INFO if message.type in elsewhere else logging.WARNING,
+            logging.INFO if others else logging.WARNING,
             "parked",
             extra={
                 "topic": self._group.topic, "group": self._group.group, "event_id": delivery.event_id,
@@ -84,7 +89,7 @@ class Decoding:
         return Ended(
             park(delivery, delay_ms=delay_ms, now_ms=now_ms, error=str(error)),
             "released",
-            elsewhere=message.type in elsewhere,
+            elsewhere=others,
         )
 
     def bury(self, received: Received, failure: Failure, handler: str = NO_HANDLER) -> Ended:

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from streamlib.codec import Fields
 from streamlib.errors import DecodeError, Reject, SchemaError, UnknownType
-from streamlib.event import Event
+from streamlib.event import Event, stored_name
 from streamlib.message import Message
 from streamlib.redisio.commits import MAX_BYTES, Batch, IndexChange, Loaded
 from streamlib.redisio.dead_letter import Failure, dead_letter_fields
@@ -70,7 +70,7 @@ class Folded(Struct):
 class Folder:
     """Folds the entries of one partition. Its cache holds committed rows only.
 
-    `elsewhere` are the types that some worker of this projection folds.
+    `elsewhere` are the types and versions that some worker of this projection folds.
     """
 
     def __init__(self, projection: Projection[Any], keys: ViewKeys, partition: int, consumer: str) -> None:
@@ -148,8 +148,6 @@ class Folder:
         topic, projection = self.projection.topic, self.projection
         try:
             one.message = message = topic.codec.read(one.entry.id, one.entry.fields)
-            if message.type not in projection.type_names and message.type in topic.registry.type_names:
-                return None
             cls = topic.registry.find(message.type, message.version)
             if cls not in projection.folds:
                 return None
@@ -172,11 +170,14 @@ class Folder:
 
     def _unknown(self, one: Prepared, error: UnknownType) -> Stop | None:
         """What other workers of this group can read waits for them; the rest goes by the topic's rule."""
-        name = one.message.type if one.message is not None else ""
+        message, projection = one.message, self.projection
+        folds = message is not None and projection.folds_type(message.type)
+        if message is not None and not folds and message.type in projection.topic.registry.type_names:
+            return None
         self.meets_unknown = True
-        if name in self.projection.type_names or name in self.elsewhere:
+        if folds or (message is not None and stored_name(message.type, message.version) in self.elsewhere):
             return Stop(one.entry.id, Failure.of("unknown_type", error))
-        if self.projection.topic.unknown == "dead-letter":
+        if projection.topic.unknown == "dead-letter":
             one.failure = Failure.of("unknown_type", error)
         return None
 

@@ -93,7 +93,13 @@ class GroupSpec(Struct, frozen=True, eq=False):
 
     @property
     def type_names(self) -> frozenset[str]:
-        return frozenset(event_type(cls) for handler in self.handlers for cls in handler.events)
+        """What the group says that it handles: types and versions, each as `streamlib.event.stored_name` has it."""
+        names = self.topic.registry.stored_names
+        return frozenset(name for handler in self.handlers for cls in handler.events for name in names(cls))
+
+    def handles_type(self, name: str) -> bool:
+        """Whether a handler takes some version of this type."""
+        return any(event_type(cls) == name for handler in self.handlers for cls in handler.events)
 
     def by_class(self) -> dict[type[Event], HandlerSpec]:
         return {cls: handler for handler in self.handlers for cls in handler.events}

@@ -81,8 +81,12 @@ class Projection(Generic[Row]):
 
     @property
     def type_names(self) -> frozenset[str]:
-        """The stored types that are folded."""
-        return frozenset(event_type(cls) for cls in self.folds)
+        """What is folded: stored types and versions, each as `streamlib.event.stored_name` has it."""
+        return frozenset(name for cls in self.folds for name in self.topic.registry.stored_names(cls))
+
+    def folds_type(self, name: str) -> bool:
+        """Whether some version of this type is folded."""
+        return any(event_type(cls) == name for cls in self.folds)
 
     async def get(self, row_id: Any) -> Row | None:
         """The row of this id, None if there is none."""

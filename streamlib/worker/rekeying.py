@@ -9,7 +9,7 @@ import msgspec
 
 from streamlib.codec import Codec, FlatCodec, NativeCodec, RawCodec
 from streamlib.errors import DeclarationError, IdempotencyConflict, PayloadTooLarge, PublishError, Reject
-from streamlib.event import Event
+from streamlib.event import Event, event_version
 from streamlib.message import Message, derived_id
 from streamlib.redisio.publisher import Publisher
 from streamlib.retry import Retry
@@ -91,6 +91,7 @@ class Rekeying:
         origin = ctx.event_id
         if self._target.codec is not self._source.codec:
             changed["data"] = self._target.codec.encode(event)
+            changed["version"] = event_version(type(event))  # of what was raised, that of its class
             origin = f"{ctx.partition}/{origin}"  # the ids are those of entries, and two partitions may have one twice
         return msgspec.structs.replace(
             ctx.message,

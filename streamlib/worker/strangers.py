@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from streamlib.errors import UnknownType
+from streamlib.event import stored_name
 from streamlib.redisio.reader import Received
 from streamlib.worker.decoding import Decoding
 from streamlib.worker.parts import Parts
@@ -23,7 +24,7 @@ class Strangers:
     ) -> None:
         self.waiting: list[Received] = []
         self.elsewhere: frozenset[str] = frozenset()
-        """The types that only other live workers of the group handle, as last asked."""
+        """The types and versions that only other live workers of the group handle, as last asked."""
         self._parts = parts
         self._decoding = decoding
         self._skip = skip
@@ -44,7 +45,13 @@ class Strangers:
 
     def _may_skip(self, received: Received) -> bool:
         """A type that this group does not handle, neither here nor in a newer or older worker that is live."""
-        if received.message is None or received.message.type in self.elsewhere:
+        message, spec = received.message, self._parts.spec
+        if message is None or stored_name(message.type, message.version) in self.elsewhere:
             return False
-        skips = self._parts.spec.topic.unknown == "skip"
-        return skips or not isinstance(self._decoding.class_of(received), UnknownType)
+        registry = spec.topic.registry
+        if not isinstance(self._decoding.class_of(received), UnknownType):
+            return True
+        if spec.handles_type(message.type) and registry.is_newer(message.type, message.version):
+            return False  # it waits for a newer worker, whatever the rule for types that nobody knows
+        of_no_concern = message.type in registry.type_names and not spec.handles_type(message.type)
+        return of_no_concern or spec.topic.unknown == "skip"

@@ -24,6 +24,7 @@ FLOORS = {
             "retry",
             "settings",
             "topic",
+            "versions",
             "logs",
             "read_model",
         )
