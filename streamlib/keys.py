@@ -59,6 +59,9 @@ class StreamKeys(Struct, frozen=True):
     def suspect(self, group: str) -> str:
         return f"{self._tag}:suspect:{group}"
 
+    def replay(self, group: str) -> str:
+        return f"{self._tag}:replay:{group}"
+
     def producers(self) -> str:
         return f"{self._tag}:producers"
 
@@ -129,6 +132,9 @@ class Keys(Struct, frozen=True):
 
     def limit(self, topic: str, group: str) -> str:
         return self._registry(f"limit:{topic}:{group}")
+
+    def replay(self, topic: str, group: str) -> str:
+        return self._registry(f"replay:{topic}:{group}")
 
     def workers(self) -> str:
         return self._registry("workers")

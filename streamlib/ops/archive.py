@@ -23,6 +23,7 @@ from streamlib.redisio.dead_letter import parse_dead_letter
 from streamlib.redisio.owed import Owed
 
 _codec = NativeCodec()
+_FAILING = "cannot write the archive {path}: {error}; nothing was deleted"
 
 
 class ArchiveFile:
@@ -32,9 +33,10 @@ class ArchiveFile:
     Raises Refused when it exists, StreamlibError when it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, failing: str = _FAILING) -> None:
         self.lines = 0
         self._path = path
+        self._failing = failing
         self._file: BinaryIO
 
     def __enter__(self) -> Self:
@@ -83,7 +85,7 @@ class ArchiveFile:
             self._file.close()
 
     def _failed(self, error: OSError) -> StreamlibError:
-        return StreamlibError(f"cannot write the archive {self._path}: {error}; nothing was deleted")
+        return StreamlibError(self._failing.format(path=self._path, error=error))
 
 
 async def archived(redis: RedisDoor, place: Place) -> AsyncIterator[bytes]:
@@ -107,6 +109,15 @@ async def archived(redis: RedisDoor, place: Place) -> AsyncIterator[bytes]:
             "fingerprint": letter.fingerprint, "consumer": letter.consumer, "at_ms": letter.at_ms,
         }  # fmt: skip
         yield _line(place, about, letter.fields)
+
+
+def publishable_line(message: Message) -> bytes | None:
+    """The event as a line that `streamlib publish` reads; None where its data are no JSON."""
+    try:
+        data = _verbatim(message.data)
+    except (ValueError, RecursionError):
+        return None
+    return msgspec.json.encode(_publishable(message, data)) + b"\n"
 
 
 def _owed(one: Owed) -> dict[str, Any]:

@@ -49,6 +49,14 @@ async def places(
     ]
 
 
+async def partitions_of(redis: RedisDoor, keys: Keys, topic: str) -> list[StreamKeys]:
+    """The partitions of a declared topic. Raises NotFound."""
+    known = await topics(redis, keys)
+    if topic not in known:
+        raise NotFound(f"no topic {topic!r} in this Redis; there {_are(known)}")
+    return [keys.stream(topic, number, known[topic]) for number in range(known[topic])]
+
+
 def _are(names: Iterable[str]) -> str:
     there = sorted(names)
     return f"are {', '.join(there)}" if there else "are none"

@@ -26,22 +26,24 @@ async def destroy(redis: Executes, keys: StreamKeys, group: str) -> None:
         await redis.execute("XGROUP", "DESTROY", keys.stream, group)
     await redis.execute(
         "UNLINK", keys.again(group), keys.retry(group), keys.retry_body(group), keys.dead(group), keys.suspect(group),
-        keys.owner(group), keys.key_states(group),
+        keys.owner(group), keys.key_states(group), keys.replay(group),
     )  # fmt: skip
 
 
 async def many_keys(
-    redis: Executes, partitions: Sequence[StreamKeys], group: str, *, one_node: bool
+    redis: Executes, partitions: Sequence[StreamKeys], kinds: Sequence[str], *, one_node: bool
 ) -> AsyncIterator[list[bytes]]:
-    """What cannot be named without looking: idempotency keys, rows and indexes of a projection; of one slot at a time.
+    """What cannot be named without looking; of one slot at a time.
 
-    Where one node has everything it is looked through once for all partitions.
+    `kinds` are what stands behind the tag: "idem:<group>" for idempotency keys, "view:<name>" for the rows and indexes of
+    a view, "view:<name>:<generation>" for those of one generation. Where one node has everything it is looked through
+    once for all partitions.
     """
     for keys in partitions[:1] if one_node else partitions:
         tag = "{*}" if one_node and len(partitions) > 1 else "{" + keys.stream + "}"
-        for kind in ("idem", "view"):
-            async for found in _walk(redis, keys, f"{tag}:{kind}:{group}:*"):
-                for some in _by_partition(found, partitions, f":{kind}:{group}:"):
+        for kind in kinds:
+            async for found in _walk(redis, keys, f"{tag}:{kind}:*"):
+                for some in _by_partition(found, partitions, f":{kind}:"):
                     yield some
 
 

@@ -99,9 +99,9 @@ async def create_group(
 
 async def forget_group(redis: RedisDoor, keys: Keys, topic: str, group: str) -> None:
     """Take the group out of the registry, its entry in the list of groups last. Safe to send twice."""
-    await redis.execute("HDEL", keys.views(), f"{topic}:{group}")
     await redis.execute("UNLINK", keys.group(topic, group))
     await redis.execute("UNLINK", keys.limit(topic, group))
+    await redis.execute("UNLINK", keys.replay(topic, group))
     await redis.execute("HDEL", keys.topics(), f"{topic}:{group}")
 
 

@@ -1,0 +1,112 @@
+-- Copies a batch of a topic's entries into the stream that one group reads again: a step of a replay of a range.
+--
+-- KEYS[1]      S
+-- KEYS[2]      {S}:again:<group>
+-- KEYS[3]      {S}:retry:<group>
+-- KEYS[4]      {S}:replay:<group>: how far the run has come on this partition, and its totals
+-- KEYS[5..n+4] {S}:idem:<group>:<event id>, one per event
+-- ARGV[1]      group
+-- ARGV[2]      number of the run; a later run of the group has a greater one
+-- ARGV[3]      id of the entry behind which this batch begins, "" at the start of the range
+-- ARGV[4]      id of the last entry that was looked at for this batch
+-- ARGV[5]      idempotency window, ms
+-- ARGV[6]      how long the progress is kept, ms
+-- ARGV[7]      "1" to look only: nothing is written
+-- ARGV[8..11]  entries that were left out: filtered, foreign, not_delivered, copies
+-- then per event: its entry id, its event id, the body of its entry of `again`
+--
+-- Returns, when it is only to look, one code per event:
+--   0 replayed  it has ended as done, or nothing is known of it: it would be copied
+--   1 busy      claimed, or delivered and not acknowledged: it runs anyway
+--   2 waiting   it comes again anyway
+--   3 dead      among the dead letters, which have a way out of their own
+-- else 1, the position, and the totals of the run on this partition in the order of NAMES below;
+-- or 0 and the same, when the run stands at another position: nothing was written;
+-- or the empty list when a later run has taken over: nothing was written.
+-- Sent twice it answers the same: the position is at the end of this batch then, and the totals are those of the first.
+-- XADD is the first write (HSET where nothing is copied): when Redis is full nothing has happened.
+
+local NAMES = { "replayed", "busy", "waiting", "dead", "filtered", "foreign", "not_delivered", "copies" }
+local REPLAYED, BUSY, WAITING, DEAD = 0, 1, 2, 3
+local S, AGAIN, RETRY, PROGRESS, FIRST_KEY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 5
+local group, run, behind, upto, looking = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[7] == "1"
+for i, wanted in ipairs({ "stream", "stream", "zset", "hash" }) do
+    local kind = redis.call("TYPE", KEYS[i]).ok
+    if kind ~= "none" and kind ~= wanted then
+        return redis.error_reply("WRONGTYPE " .. KEYS[i] .. " is a " .. kind)
+    end
+end
+
+local totals, position = {}, behind
+for i = 1, #NAMES do
+    totals[i] = 0
+end
+
+local function answer(code)
+    local found = { code, position }
+    for i = 1, #NAMES do
+        found[i + 2] = totals[i]
+    end
+    return found
+end
+
+if not looking then
+    local stored = redis.call("HMGET", PROGRESS, "run", "position", unpack(NAMES))
+    local stands = tonumber(stored[1] or 0)
+    if stands > run then
+        return {}
+    elseif stands == run then -- else it is the first batch here; what an earlier run has left counts no more
+        position = stored[2]
+        for i = 1, #NAMES do
+            totals[i] = tonumber(stored[i + 2])
+        end
+        if position == upto or position ~= behind then
+            return answer(position == upto and 1 or 0)
+        end
+    end
+end
+
+local function decide(key, entry_id, event_id)
+    local state = redis.call("GET", key)
+    if not state then
+        if #redis.call("XPENDING", S, group, entry_id, entry_id, 1) > 0 then
+            return BUSY -- read, but not claimed yet
+        end
+        return redis.call("ZSCORE", RETRY, event_id) and WAITING or REPLAYED
+    elseif state == "d" then
+        return REPLAYED
+    elseif state == "x" then
+        return DEAD
+    end
+    return string.sub(state, 1, 1) == "c" and BUSY or WAITING
+end
+
+local codes = {}
+for i = FIRST_KEY, #KEYS do
+    local at = 12 + (i - FIRST_KEY) * 3
+    codes[#codes + 1] = decide(KEYS[i], ARGV[at], ARGV[at + 1])
+end
+if looking then
+    return codes
+end
+
+for i, code in ipairs(codes) do
+    if code == REPLAYED then
+        local at = 12 + (i - 1) * 3
+        redis.call("XADD", AGAIN, "*", "id", ARGV[at + 1], "body", ARGV[at + 2])
+        redis.call("SET", KEYS[FIRST_KEY + i - 1], "r", "PX", ARGV[5])
+    end
+    totals[code + 1] = totals[code + 1] + 1
+end
+position = upto
+local written = { "run", ARGV[2], "position", upto }
+for i, name in ipairs(NAMES) do
+    if i > 4 then
+        totals[i] = totals[i] + tonumber(ARGV[i + 3])
+    end
+    written[#written + 1] = name
+    written[#written + 1] = string.format("%.0f", totals[i])
+end
+redis.call("HSET", PROGRESS, unpack(written))
+redis.call("PEXPIRE", PROGRESS, ARGV[6])
+return answer(1)
