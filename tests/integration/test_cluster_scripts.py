@@ -13,7 +13,10 @@ import pytest
 import streamlib.redisio
 from streamlib import App, Context, Event, Exact, Ordered, Prefix, ReadModel, Reject, Retry
 from streamlib.ops.dead_letters import DeadLetters, Filters
+from streamlib.ops.pace import Pace
+from streamlib.ops.ranges import BEGIN, Asked
 from streamlib.ops.removal import remove
+from streamlib.ops.replay import Replay as RangeReplay
 from streamlib.redisio.connection import SyncClient
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.key_states import halted_count, resume, skip
@@ -127,6 +130,10 @@ async def test_every_script_keeps_to_its_slot(cluster: ClusterTopology, used: se
             await eventually(lambda: outcomes(app, "ledger").get("ok") == EVENTS - 1)
             rows = await view.between("total", 0, 10_000)
             assert sum(row.moves for row in rows) == EVENTS
+            replay = RangeReplay(app.redis, app.keys, Asked(topic="moves", start=BEGIN), "mail", window_s=60)
+            await replay.check()
+            assert (await replay.run(Pace(), lambda n: None)).replayed == EVENTS
+            await eventually(lambda: outcomes(app, "mail").get("ok") == 2 * EVENTS)
         await trim_once(app.redis, app.keys, moves.spec, RetentionSettings(max_len=1))
         await remove(app.redis, app.keys, "moves", "mail")
     assert used == ALL, f"not run: {sorted(ALL - used)}"
