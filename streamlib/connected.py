@@ -15,6 +15,7 @@ from streamlib.redisio import registry, server
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.durability import check_durability
 from streamlib.redisio.failures import CLIENT_ERRORS, translate
+from streamlib.redisio.generations import declare_generations
 from streamlib.redisio.publisher import Publisher
 from streamlib.settings import Settings, load_settings
 from streamlib.topic import check_upcasts
@@ -115,7 +116,7 @@ class Connected:
         for spec in self.groups.values():
             await registry.declare_group(door, self.keys, spec.topic, spec.group, spec.kind, spec.type_names)
         for view in self.projections.values():
-            await registry.declare_group(door, self.keys, view.topic, view.name, "projection", view.type_names)
+            await declare_generations(door, self.keys, view.topic, view.name, view.type_names)
 
     async def close(self) -> None:
         """Wait for publishes under way, close the connections, stop the embedded server if we started it."""

@@ -108,6 +108,21 @@ async def commit(
     return Answer(Verdict(verdict.decode()), detail.decode("utf-8", "replace"))
 
 
+async def load_both(
+    redis: Executes, one: ViewKeys, other: ViewKeys, row_ids: Sequence[str]
+) -> tuple[list[tuple[RowFields, RowFields]], bool]:
+    """These rows of two generations, read at one moment, and whether both contained the same events then.
+
+    A key that is no hash counts as a row without fields.
+    """
+    heads = [one.head, other.head]
+    rows = [keys.row(row_id) for keys in (one, other) for row_id in row_ids]
+    _, replies = await _load.run(redis, [*heads, *rows], [0])
+    found = [row if isinstance(row, dict) else {} for row in map(_row, replies)]
+    first, second = found[2 : 2 + len(row_ids)], found[2 + len(row_ids) :]
+    return list(zip(first, second, strict=True)), found[0].get(b"checkpoint") == found[1].get(b"checkpoint")
+
+
 def _row(reply: list[bytes] | bytes) -> RowFields | str:
     if isinstance(reply, bytes):
         return reply.decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
@@ -30,6 +31,8 @@ _NUMBERS = (inspect.IntType, inspect.FloatType, inspect.DecimalType)
 _EXACT_SECONDS = 2.0**32  # below (year 2106), neighbouring microseconds have scores of their own
 _NONE = "\x00none"
 PAGING = frozenset({"limit", "after"})
+FIRST = 1
+"""The generation that a view begins with."""
 
 
 class ViewKeys(Struct, frozen=True):
@@ -38,6 +41,10 @@ class ViewKeys(Struct, frozen=True):
     stream: StreamKeys
     view: str
     generation: int
+
+    @property
+    def group(self) -> str:
+        return group_of(self.view, self.generation)
 
     @property
     def head(self) -> str:
@@ -55,6 +62,15 @@ class ViewKeys(Struct, frozen=True):
 
     def sorted_by(self, field: str) -> str:
         return self.stream.sorted_by(self.view, self.generation, field)
+
+
+GENERATION = re.compile(r"\.g\d+$")
+"""How the group of a later generation ends."""
+
+
+def group_of(view: str, generation: int) -> str:
+    """The group that a generation reads with: its place in the streams, owners, idempotency keys and dead letters."""
+    return view if generation == FIRST else f"{view}.g{generation}"
 
 
 class Indexes:

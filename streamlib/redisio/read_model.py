@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from streamlib.errors import SchemaError
 from streamlib.keys import Keys
@@ -16,7 +15,6 @@ from streamlib.read_model import Exact, Ordered, Page, Prefix
 from streamlib.redisio.commits import INEXACT, load
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.cursors import Question, malformed, read_cursor
-from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.redisio.index_walk import PAGE, Place, Read, Spot, seek
 from streamlib.redisio.indexes import (
     Indexes,
@@ -28,13 +26,10 @@ from streamlib.redisio.indexes import (
     score,
     unknown_index,
 )
+from streamlib.redisio.live_view import LiveView
 from streamlib.redisio.paging import LAST_MEMBER, Found, Pager, Query, check_limit
 from streamlib.redisio.rows import FieldCodec, Row, RowCodec, check_row_id
-from streamlib.redisio.view_state import live_generation, view_head
-
-T = TypeVar("T")
-
-_GENERATION_S = 1.0
+from streamlib.redisio.view_state import view_head
 
 
 def partition_of(row_id: str, partitions: int) -> int:
@@ -43,7 +38,7 @@ def partition_of(row_id: str, partitions: int) -> int:
 
 
 class ViewReader(Generic[Row]):
-    """Reads the live generation of one view. A switch to another generation is seen within a second.
+    """Reads the live generation of one view. A switch to another generation is followed within a second or so.
 
     Every method raises RedisUnavailable after `redis.retry_s` without an answer, and SchemaError for a
     question that no index answers, a value that the field cannot hold, or a stored row that does not fit.
@@ -60,13 +55,12 @@ class ViewReader(Generic[Row]):
         indexes: Indexes,
     ) -> None:
         self._redis = redis
-        self._keys = keys
         self._topic = topic
         self._partitions = partitions
         self._view = view
         self._codec = codec
         self._indexes = indexes
-        self._generation = (0, -math.inf)
+        self._live = LiveView(redis, keys, topic, partitions, view)
 
     async def many(self, row_ids: Sequence[str]) -> list[Row | None]:
         """The rows of these ids in the same order, None where there is none."""
@@ -74,36 +68,36 @@ class ViewReader(Generic[Row]):
         by_partition: dict[int, list[str]] = {}
         for row_id in dict.fromkeys(row_ids):
             by_partition.setdefault(partition_of(row_id, self._partitions), []).append(row_id)
-        parts = await self._partition_keys()
-        loaded = await asyncio.gather(*(self._load(parts[p], ids) for p, ids in by_partition.items()))
+        async with self._live.reading() as parts:
+            loaded = await asyncio.gather(*(self._load(parts[p], ids) for p, ids in by_partition.items()))
         rows = {row_id: row for part in loaded for row_id, row in part}
         return [rows.get(row_id) for row_id in row_ids]
 
     async def rows(self, limit: int, after: str | None) -> Page[Row]:
         """All rows, ordered by row id."""
         question = self._question("rows")
-        names = [keys.all_rows for keys in await self._partition_keys()]
-        return await self._by_row_id(question, names, {}, limit, after)
+        async with self._live.reading() as parts:
+            return await self._by_row_id(question, parts, [keys.all_rows for keys in parts], {}, limit, after)
 
     async def find(self, exact: dict[str, Any], limit: int, after: str | None) -> Page[Row]:
         """Rows whose fields have these values, ordered by row id."""
         wanted = self._wanted(exact)
         question = self._question("find", *(part for f in sorted(wanted) for part in (f, exact_text(wanted[f]))))
-        parts = await self._partition_keys()
-        names = await asyncio.gather(*(self._smallest(keys, wanted) for keys in parts))
-        return await self._by_row_id(question, names, wanted, limit, after)
+        async with self._live.reading() as parts:
+            names = await asyncio.gather(*(self._smallest(keys, wanted) for keys in parts))
+            return await self._by_row_id(question, parts, names, wanted, limit, after)
 
     async def count(self, **exact: Any) -> int:
         """How many rows have these values; without any, how many there are."""
-        if exact:
-            wanted = self._wanted(exact)
+        wanted = self._wanted(exact) if exact else {}
+        async with self._live.reading() as parts:
             counts = [
                 self._ask("ZINTERCARD", len(wanted), *(keys.exact(f, exact_text(v)) for f, v in wanted.items()))
-                for keys in await self._partition_keys()
+                if wanted
+                else self._ask("HGET", keys.head, "rows")
+                for keys in parts
             ]
-        else:
-            counts = [self._ask("HGET", keys.head, "rows") for keys in await self._partition_keys()]
-        return sum(int(found or 0) for found in await asyncio.gather(*counts))
+            return sum(int(found or 0) for found in await asyncio.gather(*counts))
 
     async def between(self, field: str, low: Any, high: Any, limit: int, after: str | None) -> Page[Row]:
         """Rows with low <= value <= high (None leaves that end open), ordered by value, then row id."""
@@ -112,31 +106,10 @@ class ViewReader(Generic[Row]):
         codec = self._codec.fields[field]
         low, high = (None if end is None else order_key(codec.canonical(end)) for end in (low, high))
         question = self._question("between", field, exact_text(low), exact_text(high))
-        parts = await self._partition_keys()
-        mixed = await asyncio.gather(*(self._ask("HEXISTS", keys.head, f"{INEXACT}{field}") for keys in parts))
-        start = (-math.inf if low is None else math.nextafter(score(low), -math.inf), b"")
-        behind = None
-        if after is not None:
-            value, row_id = _value_place(question, codec, read_cursor(question, after))
-            behind = (order_key(value), row_id)
-            start = max(start, (score(value), b"" if any(mixed) else row_id))
-
-        def place(row_id: str, row: Row) -> Place | None:
-            value = order_key(getattr(row, field))
-            outside = value is None or (low is not None and value < low) or (high is not None and value > high)
-            return None if outside else (score(value), row_id.encode())
-
-        query = Query(
-            question=question,
-            read=self._score_reader(parts, field, math.inf if high is None else math.nextafter(score(high), math.inf)),
-            start=start,
-            behind=behind,
-            place=place,
-            order=lambda row_id, row: (order_key(getattr(row, field)), row_id.encode()),
-            mark=lambda row_id, row: (codec.encode(getattr(row, field)).decode(), row_id),
-            whole_runs=any(mixed),
-        )
-        return await self._page(query, parts, limit)
+        async with self._live.reading() as parts:
+            mixed = await asyncio.gather(*(self._ask("HEXISTS", keys.head, f"{INEXACT}{field}") for keys in parts))
+            query = self._between(question, parts, field, (low, high), after, whole_runs=any(mixed))
+            return await self._page(query, parts, limit)
 
     async def prefix(self, field: str, text: str, limit: int, after: str | None) -> Page[Row]:
         """Rows whose text starts with `text`, ordered by the case-folded text, then row id."""
@@ -144,38 +117,63 @@ class ViewReader(Generic[Row]):
             raise unknown_index(field, Prefix, self._indexes.prefix)
         begin = prefix_text(self._codec.fields[field].canonical(text))
         question = self._question("prefix", field, begin)
-        parts = await self._partition_keys()
 
         def place(row_id: str, row: Row) -> Place | None:
             value = getattr(row, field)
             return None if value is None or not prefix_text(value).startswith(begin) else prefix_member(value, row_id)
 
-        query = Query(
-            question=question,
-            read=self._member_reader([keys.sorted_by(field) for keys in parts], begin.encode()),
-            start=_member_place(question, after),
-            place=place,
-            order=lambda row_id, row: prefix_member(getattr(row, field), row_id),
-            mark=lambda row_id, row: (prefix_member(getattr(row, field), row_id).decode(),),
-        )
-        return await self._page(query, parts, limit)
+        async with self._live.reading() as parts:
+            query = Query(
+                question=question,
+                read=self._member_reader([keys.sorted_by(field) for keys in parts], begin.encode()),
+                start=_member_place(question, after),
+                place=place,
+                order=lambda row_id, row: prefix_member(getattr(row, field), row_id),
+                mark=lambda row_id, row: (prefix_member(getattr(row, field), row_id).decode(),),
+            )
+            return await self._page(query, parts, limit)
 
     async def checkpoint(self, partition: int) -> str:
         """The last entry of a partition that the view contains, "0-0" before the first."""
-        keys = (await self._partition_keys())[partition]
-        head = await self._persist(lambda: view_head(self._redis(), keys))
+        async with self._live.reading() as parts:
+            head = await self._live.persist(lambda: view_head(self._redis(), parts[partition]))
         return head.checkpoint
 
-    async def _partition_keys(self) -> list[ViewKeys]:
-        generation, seen_at = self._generation
-        if time.monotonic() - seen_at > _GENERATION_S:
-            redis = self._redis()
-            generation = await self._persist(lambda: live_generation(redis, self._keys(), self._topic, self._view))
-            self._generation = generation, time.monotonic()
-        return [
-            ViewKeys(self._keys().stream(self._topic, p, self._partitions), self._view, generation)
-            for p in range(self._partitions)
-        ]
+    def _between(
+        self,
+        question: Question,
+        parts: Sequence[ViewKeys],
+        field: str,
+        ends: tuple[Any, Any],
+        after: str | None,
+        *,
+        whole_runs: bool,
+    ) -> Query:
+        """How to walk an Ordered index between two values. Raises SchemaError for a cursor of another question."""
+        low, high = ends
+        codec = self._codec.fields[field]
+        start = (-math.inf if low is None else math.nextafter(score(low), -math.inf), b"")
+        behind = None
+        if after is not None:
+            value, row_id = _value_place(question, codec, read_cursor(question, after))
+            behind = (order_key(value), row_id)
+            start = max(start, (score(value), b"" if whole_runs else row_id))
+
+        def place(row_id: str, row: Row) -> Place | None:
+            value = order_key(getattr(row, field))
+            outside = value is None or (low is not None and value < low) or (high is not None and value > high)
+            return None if outside else (score(value), row_id.encode())
+
+        return Query(
+            question=question,
+            read=self._score_reader(parts, field, math.inf if high is None else math.nextafter(score(high), math.inf)),
+            start=start,
+            behind=behind,
+            place=place,
+            order=lambda row_id, row: (order_key(getattr(row, field)), row_id.encode()),
+            mark=lambda row_id, row: (codec.encode(getattr(row, field)).decode(), row_id),
+            whole_runs=whole_runs,
+        )
 
     def _wanted(self, exact: dict[str, Any]) -> dict[str, Any]:
         for field in exact:
@@ -194,7 +192,13 @@ class ViewReader(Generic[Row]):
         return min(zip(sizes, names, strict=True))[1]
 
     async def _by_row_id(
-        self, question: Question, names: Sequence[str], wanted: dict[str, Any], limit: int, after: str | None
+        self,
+        question: Question,
+        parts: Sequence[ViewKeys],
+        names: Sequence[str],
+        wanted: dict[str, Any],
+        limit: int,
+        after: str | None,
     ) -> Page[Row]:
         """The rows in these indexes (one a partition) that have the wanted values, in the order of their ids."""
         texts = {field: exact_text(value) for field, value in wanted.items()}
@@ -210,7 +214,7 @@ class ViewReader(Generic[Row]):
             order=lambda row_id, row: row_id.encode(),
             mark=lambda row_id, row: (row_id,),
         )
-        return await self._page(query, await self._partition_keys(), limit)
+        return await self._page(query, parts, limit)
 
     def _member_reader(self, names: Sequence[str], begin: bytes) -> Read:
         """Reads indexes whose members begin so and end with the row id."""
@@ -227,7 +231,7 @@ class ViewReader(Generic[Row]):
     def _score_reader(self, parts: Sequence[ViewKeys], field: str, last: float) -> Read:
         async def read(partition: int, place: Place | None, count: int) -> list[Spot]:
             name, behind = parts[partition].sorted_by(field), place or (-math.inf, b"")
-            found = await self._persist(lambda: seek(self._redis(), name, behind, last, count))
+            found = await self._live.persist(lambda: seek(self._redis(), name, behind, last, count))
             return [Spot((at, member), member.decode(), partition) for at, member in found]
 
         return read
@@ -246,7 +250,7 @@ class ViewReader(Generic[Row]):
         rows: list[Found[Row]] = []
         for start in range(0, len(row_ids), PAGE):
             ask = partial(load, self._redis(), keys, "", (), row_ids[start : start + PAGE])
-            loaded = await self._persist(ask)
+            loaded = await self._live.persist(ask)
             for row_id, fields in loaded.rows.items():
                 if isinstance(fields, str):
                     raise SchemaError(f"row {keys.row(row_id)} is a {fields}, not a hash; rebuild the view")
@@ -255,14 +259,7 @@ class ViewReader(Generic[Row]):
         return rows
 
     async def _ask(self, *command: Any) -> Any:
-        return await self._persist(lambda: self._redis().execute(*command))
-
-    async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
-        redis = self._redis()
-        try:
-            return await redis.persist(operation, give_up_s=redis.settings.retry_s)
-        except CLIENT_ERRORS as error:
-            raise translate(error, redis.settings.url) from error
+        return await self._live.persist(lambda: self._redis().execute(*command))
 
 
 def _member_place(question: Question, after: str | None) -> bytes | None:

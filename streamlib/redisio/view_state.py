@@ -1,17 +1,17 @@
-"""Where a view stands: its live generation and checkpoint, and the stream it is made from."""
+"""Where a generation of a view stands: its checkpoint, and the stream it is made from."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from msgspec import Struct
 
 from streamlib.codec import Fields
-from streamlib.keys import Keys
 from streamlib.redisio.indexes import ViewKeys
 from streamlib.redisio.scripts import Executes
 
 ROLLED_BACK = "source_rolled_back"
 START = "0-0"
-FIRST = 1
 
 
 class ViewHead(Struct, frozen=True):
@@ -21,19 +21,30 @@ class ViewHead(Struct, frozen=True):
     halted: str
 
 
-async def live_generation(redis: Executes, keys: Keys, topic: str, view: str) -> int:
-    """The generation that readers see."""
-    return int(await redis.execute("HGET", keys.views(), f"{topic}:{view}") or FIRST)
-
-
-async def declare_view(redis: Executes, keys: Keys, topic: str, view: str) -> None:
-    """Register the view; a generation that was chosen before stays. Safe to send twice."""
-    await redis.execute("HSETNX", keys.views(), f"{topic}:{view}", FIRST)
-
-
 async def view_head(redis: Executes, keys: ViewKeys) -> ViewHead:
     checkpoint, halted = await redis.execute("HMGET", keys.head, "checkpoint", "halted")
     return ViewHead((checkpoint or START.encode()).decode(), (halted or b"").decode())
+
+
+async def entries_read(redis: Executes, keys: ViewKeys) -> int:
+    """How many entries of the stream the generation has behind it."""
+    return int(await redis.execute("HGET", keys.head, "read") or 0)
+
+
+class Extent(Struct, frozen=True):
+    """How many entries a stream holds of all that were ever added, and the last one's id."""
+
+    length: int
+    added: int
+    last: str
+
+
+async def extent_of(redis: Executes, stream: str) -> Extent:
+    if not await redis.execute("EXISTS", stream):
+        return Extent(0, 0, START)
+    reply: list[Any] = await redis.execute("XINFO", "STREAM", stream)
+    info = dict(zip(reply[::2], reply[1::2], strict=True))
+    return Extent(info[b"length"], info[b"entries-added"], info[b"last-generated-id"].decode())
 
 
 async def mark_halted(redis: Executes, keys: ViewKeys) -> None:

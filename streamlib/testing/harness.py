@@ -23,9 +23,9 @@ from streamlib.read_model import ReadModel
 from streamlib.redisio.again import unpack
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.dead_letter import parse_dead_letter
+from streamlib.redisio.generations import live_generation
 from streamlib.redisio.later import promote_later
 from streamlib.redisio.retries import promote
-from streamlib.redisio.view_state import live_generation
 from streamlib.settings import Settings
 from streamlib.testing.fake_redis import FakeServer
 from streamlib.testing.recording import Failed, recorded

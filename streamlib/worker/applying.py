@@ -40,7 +40,7 @@ class Applier:
         self._epoch = epoch
         self._window_ms = window_ms
         self._log_fields = log_fields
-        self._group = folder.projection.name
+        self._group = folder.keys.group
 
     async def apply(self, prepared: list[Prepared]) -> Answer | Stop:
         """Commit entries that follow the checkpoint. OK when all are in; Stop when a failure halts the view.
@@ -98,7 +98,7 @@ class Applier:
     def _committed(self, folded: Folded, prepared: list[Prepared], answer: Answer) -> None:
         self.folder.accept(folded)
         self.checkpoint = folded.batch.new
-        metrics, name, now_s = self._metrics, self._group, time.time()
+        metrics, name, now_s = self._metrics, self.folder.projection.name, time.time()
         for outcome, times in (
             ("ok", folded.folded),
             ("skipped", folded.skipped),

@@ -62,7 +62,7 @@ class Burst:
     async def _backlog(self) -> int:
         working = [unit for unit in self._units if not unit.intake.stands_still]
         wanted = {(unit.spec.topic.name, unit.spec.group) for unit in working}
-        wanted |= {(one.projection.topic.name, name) for name, one in self._projectors.items() if not one.problems}
+        wanted |= {(one.projection.topic.name, group) for one in self._projectors.values() for group in one.groups}
         wanted = {place for place in wanted if not self._pauses.paused(*place)}
         infos = [info for topic in {name for name, _ in wanted} for info in await self._look(topic)]
         backlog = sum(group.backlog for info in infos for group in info.groups if (info.topic, group.group) in wanted)

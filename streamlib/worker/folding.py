@@ -11,13 +11,14 @@ from msgspec import Struct
 from streamlib.codec import Fields
 from streamlib.errors import DecodeError, Reject, SchemaError, UnknownType
 from streamlib.event import Event, stored_name
-from streamlib.message import Message
+from streamlib.message import Message, entry_time_ms
 from streamlib.redisio.commits import MAX_BYTES, Batch, IndexChange, Loaded
 from streamlib.redisio.dead_letter import Failure, dead_letter_fields
 from streamlib.redisio.indexes import Entry, ViewKeys
 from streamlib.redisio.read_model import partition_of
 from streamlib.redisio.rows import RowFields, check_row_id
 from streamlib.worker.projection import Projection
+from streamlib.worker.seen import Seen
 
 MAX_CACHED_ROWS = 10_000
 
@@ -55,7 +56,10 @@ class Stop(Struct, frozen=True):
 
 
 class Folded(Struct):
-    """A batch to commit. `consumed` entries are in it; `halted` says why the next one is not."""
+    """A batch to commit. `consumed` entries are in it; `halted` says why the next one is not.
+
+    `settled`: event id -> when the event was added to the stream, ms.
+    """
 
     batch: Batch
     consumed: int
@@ -65,16 +69,21 @@ class Folded(Struct):
     duplicates: int
     dead: list[Failure]
     halted: Stop | None
+    settled: dict[str, int]
 
 
 class Folder:
     """Folds the entries of one partition. Its cache holds committed rows only.
 
-    `elsewhere` are the types and versions that some worker of this projection folds.
+    `elsewhere` are the types and versions that some worker of this projection folds. `seen` tells copies in a rebuild;
+    without it the events' idempotency keys do.
     """
 
-    def __init__(self, projection: Projection[Any], keys: ViewKeys, partition: int, consumer: str) -> None:
+    def __init__(
+        self, projection: Projection[Any], keys: ViewKeys, partition: int, consumer: str, seen: Seen | None = None
+    ) -> None:
         self.projection = projection
+        self.seen = seen
         self.keys = keys
         self._partition = partition
         self._consumer = consumer
@@ -96,7 +105,8 @@ class Folder:
 
     def needs(self, prepared: Sequence[Prepared]) -> tuple[list[str], list[str]]:
         """The event ids whose marks, and the row ids whose rows, have to be loaded before folding."""
-        events = dict.fromkeys(one.message.id for one in prepared if one.message is not None)
+        asked = prepared if self.seen is None else ()
+        events = dict.fromkeys(one.message.id for one in asked if one.message is not None)
         rows = dict.fromkeys(one.row_id for one in prepared if one.event is not None)
         return list(events), [row_id for row_id in rows if row_id not in self._cache]
 
@@ -105,7 +115,9 @@ class Folder:
         return _Run(self, prepared, loaded).folded(checkpoint)
 
     def accept(self, folded: Folded) -> None:
-        """Remember the rows of a batch that was committed."""
+        """Remember the rows and the events of a batch that was committed."""
+        if self.seen is not None:
+            self.seen.add(folded.settled)
         for row_id, stored in folded.rows.items():
             self._cache[row_id] = stored
             self._cache.move_to_end(row_id)
@@ -139,7 +151,7 @@ class Folder:
             failure,
             attempts=1,
             entry_id=one.entry.id,
-            group=self.projection.name,
+            group=self.keys.group,
             consumer=self._consumer,
             at_ms=0,  # the commit script puts the server's time
         )
@@ -192,6 +204,7 @@ class _Run:
         self._staged: dict[str, Stored] = {}
         self._base: dict[str, Stored] = {}
         self._marks: dict[str, str] = {}
+        self._settled: dict[str, int] = {}
         self._dead: list[tuple[Failure, Fields]] = []
         self._counts: Counter[str] = Counter()
 
@@ -207,8 +220,7 @@ class _Run:
                     halted = Stop(one.entry.id, failure)
                     break
                 self._dead.append((failure, self._folder.bury(one, failure)))
-                if one.message is not None:
-                    self._marks[one.message.id] = "x"
+                self._settle(one, "x")
             if one.row_id in self._staged:
                 size += sum(map(len, self._staged[one.row_id].fields.values()))
             consumed += 1
@@ -218,7 +230,7 @@ class _Run:
     def _fold_one(self, one: Prepared) -> Failure | None:
         """Apply one entry; the failure if it must not be applied."""
         message = one.message
-        if message is not None and (message.id in self._marks or self._is_settled(message.id)):
+        if message is not None and self._is_copy(message.id, one.entry.id):
             self._counts["duplicate"] += 1
             return None
         if one.failure is not None:
@@ -232,7 +244,7 @@ class _Run:
             return Failure.of("schema", error)
         except Exception as error:  # noqa: BLE001 - a fold may raise anything; it ends as a dead letter or a halt
             return Failure.of("rejected", error)
-        self._marks[message.id] = "d"
+        self._settle(one, "d")
         self._counts["folded"] += 1
         return None
 
@@ -254,8 +266,21 @@ class _Run:
             )
         return folder.stored(row_id, projection.codec.encode(after), label)
 
-    def _is_settled(self, event_id: str) -> bool:
-        return self._loaded.states.get(event_id, b"")[:1] in (b"d", b"x")
+    def _is_copy(self, event_id: str, entry_id: str) -> bool:
+        seen = self._folder.seen
+        if seen is None:
+            return event_id in self._settled or self._loaded.states.get(event_id, b"")[:1] in (b"d", b"x")
+        at_ms = self._settled.get(event_id, seen.at_ms(event_id))
+        return at_ms is not None and entry_time_ms(entry_id) - at_ms < seen.window_ms
+
+    def _settle(self, one: Prepared, state: str) -> None:
+        if one.message is None:
+            return
+        at_ms, seen = entry_time_ms(one.entry.id), self._folder.seen
+        self._settled.pop(one.message.id, None)  # again, a window later: it stands behind what came in between
+        self._settled[one.message.id] = at_ms
+        if seen is None or seen.is_young(at_ms):
+            self._marks[one.message.id] = state
 
     def _finish(self, old: str, new: str, consumed: int, halted: Stop | None) -> Folded:
         rows: dict[str, RowFields | None] = {}
@@ -277,7 +302,7 @@ class _Run:
         )  # fmt: skip
         return Folded(
             batch, consumed, kept, self._counts["folded"], self._counts["skipped"], self._counts["duplicate"],
-            [failure for failure, _ in self._dead], halted,
+            [failure for failure, _ in self._dead], halted, self._settled,
         )  # fmt: skip
 
 

@@ -86,6 +86,11 @@ class Ownership:
             self._tell()
         return self._shares[name]
 
+    def forget(self, topic: str, group: str) -> None:
+        """This process works for the group no longer, and has released all of it."""
+        if self._shares.pop(f"{topic}:{group}", None) is not None:
+            self._tell()
+
     async def run_once(self) -> float:
         """Beat when it is time or something is to tell; else look whether others did. Raises what the client raises."""
         try:

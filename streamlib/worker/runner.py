@@ -246,9 +246,8 @@ class Worker:
         )
 
     def _projector(self, projection: Projection[Any], ownership: Ownership) -> Projector:
-        parts = self._parts
-        metrics = parts.metrics.group(projection.topic.name, projection.name)
-        gate = self._pauses.gate(projection.topic.name, projection.name)
+        parts, topic = self._parts, projection.topic.name
+        metrics, gate = partial(parts.metrics.group, topic), partial(self._pauses.gate, topic)
         return Projector(projection, parts.door, parts.keys, parts.settings, ownership, metrics, gate)
 
     def _keep(self, beat: Beat, ownership: Ownership) -> list[asyncio.Task[None]]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from functools import partial
 from typing import Any, Self
 
 import redis
@@ -63,7 +64,7 @@ class Projecting(Projector):
     def __init__(self, view: Projection[Any], door: RedisDoor, keys: Keys, settings: Settings, worker: str) -> None:
         metrics = WorkerMetrics()
         self._ownership = Ownership(door, keys, settings.worker, worker_id=worker, metrics=metrics)
-        super().__init__(view, door, keys, settings, self._ownership, metrics.group(view.topic.name, view.name))
+        super().__init__(view, door, keys, settings, self._ownership, partial(metrics.group, view.topic.name))
         self._renewer = Renewer(
             door, InFlight(), settings.worker, consumer=worker, worker_id=worker, window_ms=600_000,
             loop=asyncio.get_running_loop(), on_error=_ignore, owned=self._ownership.renewals,

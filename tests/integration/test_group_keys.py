@@ -48,7 +48,8 @@ class Rig:
         return {key for key in self.keys() if key.startswith(tag) and key.removeprefix(tag).split(":")[1] == group}
 
     async def found(self, partitions: Sequence[StreamKeys], group: str, *, one_node: bool) -> list[list[bytes]]:
-        return [some async for some in many_keys(self.door, partitions, group, one_node=one_node)]
+        kinds = [f"idem:{group}", f"view:{group}"]
+        return [some async for some in many_keys(self.door, partitions, kinds, one_node=one_node)]
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from streamlib import (
     Settings,
 )
 from streamlib.ops.dead_letters import DeadLetters, Filters
+from streamlib.redisio.generations import ViewName, begin
 from streamlib.redisio.group_keys import many_keys
 from streamlib.redisio.key_states import resume, skip
 from streamlib.redisio.scripts import Script
@@ -331,8 +332,9 @@ async def test_every_lua_script_runs_on_fakeredis(streamlib_app: AppFactory) -> 
         assert [(one.group, one.event_id) for one in harness.dead] == [("ledger", "eo-2")]
         assert Handled("orders", "email", "eo-1", "Placed") in harness.handled
         assert Handled("orders", "ledger", "eo-1", "Placed") in harness.handled
-        found = [name async for some in many_keys(app.redis, [stream], "ledger", one_node=True) for name in some]
+        found = [n async for some in many_keys(app.redis, [stream], ["idem:ledger"], one_node=True) for n in some]
         assert sorted(found) == [stream.idem("ledger", f"e{name}").encode() for name in ("o-1", "o-2")]
+        assert await begin(app.redis, app.keys, ViewName("orders", "order-view"), 2, "fingerprint")
         loaded = await app.redis.execute("SCRIPT", "EXISTS", *(Script(name).sha for name in LUA))
         assert {name for name, is_loaded in zip(LUA, loaded, strict=True) if not is_loaded} == set()
 
