@@ -4,6 +4,7 @@ StreamlibError
 ├── ConfigError                 the app or its settings are wrong (exit code 2)
 │   ├── SettingsError           a setting is unknown or out of range
 │   ├── AppImportError          `module:attribute` does not lead to an App
+│   ├── SchemaFileError         a file of schemas is missing or holds none
 │   └── DeclarationError        an event, topic, handler or projection is declared wrongly
 ├── RedisError
 │   ├── RedisUnavailable        not reachable, or it refused our credentials (exit code 3)
@@ -44,6 +45,10 @@ class SettingsError(ConfigError):
 
 class AppImportError(ConfigError):
     """`module:attribute` does not lead to an App."""
+
+
+class SchemaFileError(ConfigError):
+    """A file of schemas is missing or cannot be read, or an event has no schema to put there."""
 
 
 class DeclarationError(ConfigError):
