@@ -68,6 +68,9 @@ def test_the_operator_commands_run_as_written(shop: Path) -> None:
     assert "paused=true changed=true" in done.stdout
     assert "paused=false changed=true" in done.stdout
     assert "archived=0" in done.stdout
+    assert "would_replay=0 not_delivered=3" in done.stdout
+    assert "replayed=0" in done.stdout
+    assert "written=3" in done.stdout
 
 
 def test_the_python_examples_run(shop: Path) -> None:
