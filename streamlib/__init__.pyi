@@ -3,7 +3,9 @@
 from streamlib.app import App
 from streamlib.codec import FlatCodec, NativeCodec, RawCodec
 from streamlib.errors import (
+    AggregateNotFound,
     CommandFailed,
+    ConcurrencyConflict,
     IdempotencyConflict,
     NotConfirmed,
     PayloadTooLarge,
@@ -15,8 +17,10 @@ from streamlib.errors import (
     TopicFull,
 )
 from streamlib.event import Command, Event
+from streamlib.eventsourcing.aggregate import Aggregate, applies
 from streamlib.eventsourcing.command_queue import Ticket
 from streamlib.eventsourcing.commands import Answer
+from streamlib.eventsourcing.repository import Recorded, Repository
 from streamlib.message import Position
 from streamlib.producer import Topic
 from streamlib.read_model import Exact, Ordered, Page, Prefix, ReadModel
@@ -25,11 +29,14 @@ from streamlib.settings import Settings, load_settings
 from streamlib.worker.context import BatchContext, Context
 
 __all__ = [
+    "Aggregate",
+    "AggregateNotFound",
     "Answer",
     "App",
     "BatchContext",
     "Command",
     "CommandFailed",
+    "ConcurrencyConflict",
     "Context",
     "Event",
     "Exact",
@@ -45,8 +52,10 @@ __all__ = [
     "PublishError",
     "RawCodec",
     "ReadModel",
+    "Recorded",
     "RedisUnavailable",
     "Reject",
+    "Repository",
     "Retry",
     "RetryLater",
     "Settings",
@@ -54,5 +63,6 @@ __all__ = [
     "Ticket",
     "Topic",
     "TopicFull",
+    "applies",
     "load_settings",
 ]

@@ -10,9 +10,11 @@ from streamlib.codec import Codec, NativeCodec
 from streamlib.connected import Connected
 from streamlib.errors import DeclarationError, NotFound
 from streamlib.event import Command, Event, Registry, event_type, event_version
+from streamlib.eventsourcing.aggregate import Aggregate
 from streamlib.eventsourcing.command_bus import CommandBus
 from streamlib.eventsourcing.command_queue import Ticket, group_of, topic_of, with_command
 from streamlib.eventsourcing.commands import GROUP, Answer, CommandSpec, read_command_handler
+from streamlib.eventsourcing.repository import Repository
 from streamlib.lifespan import Lifespan
 from streamlib.message import new_event_id
 from streamlib.metrics.worker import WorkerMetrics
@@ -29,6 +31,7 @@ from streamlib.worker.rekeying import Rekeying, rekeyed
 from streamlib.worker.runner import Worker, WorkerParts
 
 F = TypeVar("F", bound=Callable[..., Any])
+A = TypeVar("A", bound=Aggregate)
 R = TypeVar("R", bound=ReadModel)
 U = TypeVar("U", bound=Upcaster)
 
@@ -178,6 +181,14 @@ class App(Connected):
             redis=lambda: self.redis,
         )
         return self.projections[name]
+
+    def repository(self, aggregate: type[A], topic: Topic, *, snapshot_every: int | None = None) -> Repository[A]:
+        """Declare where the aggregates of a class are kept: as their events, which `topic` carries.
+
+        Ids are unique within a topic. With `snapshot_every` a save keeps a snapshot after so many further events, and a
+        load folds what came since. Raises DeclarationError.
+        """
+        return Repository(aggregate, topic.spec, store=lambda: self.event_store, snapshot_every=snapshot_every)
 
     @overload
     def command_handler(self, function: F) -> F: ...

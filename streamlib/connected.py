@@ -14,6 +14,7 @@ from streamlib.producer import Topic
 from streamlib.redisio import registry, server
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.durability import check_durability
+from streamlib.redisio.event_store import EventStore
 from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.redisio.generations import declare_generations
 from streamlib.redisio.publisher import Publisher
@@ -36,6 +37,7 @@ class Connected:
         self.projections: dict[str, Projection[Any]] = {}
         self._door: RedisDoor | None = None
         self._publisher: Publisher | None = None
+        self._event_store: EventStore | None = None
         self._embedded: embedded.EmbeddedServer | None = None
         self.metrics = WorkerMetrics()
         self._server = ""
@@ -70,6 +72,13 @@ class Connected:
             raise StreamlibError(f"app {self.name!r} is not open; use `async with app:`")
         return self._publisher
 
+    @property
+    def event_store(self) -> EventStore:
+        """Raises StreamlibError while the app is closed."""
+        if self._event_store is None:
+            raise StreamlibError(f"app {self.name!r} is not open; use `async with app:`")
+        return self._event_store
+
     def check_declared(self) -> None:
         """Raise DeclarationError where what was declared does not fit together: what only all of it can show."""
         check_upcasts(self.upcasters, [topic.spec for topic in self.topics.values()])
@@ -86,7 +95,10 @@ class Connected:
             self._door = door or await self._connect()
             await self._check_server(self._door)
             await self._declare(self._door)
-            self._publisher = Publisher(self._door, self.keys, self.settings.limits, observe=self._observe)
+            limits = self.settings.limits
+            self._publisher = Publisher(self._door, self.keys, limits, observe=self._observe)
+            encode = self._publisher.encode
+            self._event_store = EventStore(self._door, self.keys, limits, encode, observe=self._observe)
         except BaseException:
             await self.close()
             raise
@@ -120,10 +132,12 @@ class Connected:
 
     async def close(self) -> None:
         """Wait for publishes under way, close the connections, stop the embedded server if we started it."""
-        publisher, door, started = self._publisher, self._door, self._embedded
-        self._publisher = self._door = self._embedded = None
+        publisher, store, door, started = self._publisher, self._event_store, self._door, self._embedded
+        self._publisher = self._event_store = self._door = self._embedded = None
         if publisher is not None:
             await publisher.close()
+        if store is not None:
+            await store.close()
         if door is not None:
             await door.close()
         if started is not None:

@@ -21,7 +21,9 @@ StreamlibError
 │   └── UnknownType             no class for this type and version
 ├── CommandFailed               a command that was sent has failed for good
 ├── ConcurrencyConflict         another has changed the aggregate since it was loaded
+├── UnappliedEvent              an aggregate met an event that it does not know
 ├── NotFound                    a topic, group, view or dead letter that does not exist (exit code 4)
+│   └── AggregateNotFound       no event was ever saved under this id
 ├── Refused                     a destructive verb without consent (exit code 5)
 ├── Fenced                      another worker owns this now
 ├── Reject                      raised by handlers: straight to the dead letters
@@ -118,11 +120,30 @@ class CommandFailed(StreamlibError):
 
 
 class ConcurrencyConflict(StreamlibError):
-    """Another has changed the aggregate since it was loaded; nothing was written."""
+    """Another has changed the aggregate since it was loaded; nothing was written.
+
+    `expected` is the version that was saved upon, `actual` the one that Redis has.
+    """
+
+    def __init__(self, text: str, expected: int = 0, actual: int = 0) -> None:
+        super().__init__(text, expected, actual)
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnappliedEvent(StreamlibError):
+    """None of an aggregate's methods applies an event that it recorded or that is stored."""
 
 
 class NotFound(StreamlibError):
     """The named thing does not exist."""
+
+
+class AggregateNotFound(NotFound):
+    """No event was ever saved under this aggregate id, or none up to the version or time that was asked for."""
 
 
 class Refused(StreamlibError):

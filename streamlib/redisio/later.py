@@ -7,7 +7,7 @@ import math
 from msgspec import Struct
 
 from streamlib.codec import Fields
-from streamlib.errors import PublishError
+from streamlib.errors import DecodeError, PublishError
 from streamlib.keys import StreamKeys
 from streamlib.redisio.scripts import Executes, Script
 
@@ -35,6 +35,20 @@ def delay_ms(delay: float) -> int:
 def pack(fields: Fields) -> bytes:
     """The fields as one text that the script can take apart: "<length>:<bytes>" of each name and value."""
     return b"".join(b"%d:%b" % (len(part), part) for part in fields)
+
+
+def unpack(packed: bytes) -> Fields:
+    """What `pack` has packed. Raises DecodeError."""
+    fields: Fields = []
+    at, end = 0, len(packed)
+    while at < end:
+        colon = packed.find(b":", at, at + 20)
+        length = packed[at:colon] if colon > 0 else b""
+        if not length.isdigit() or (after := colon + 1 + int(length)) > end:
+            raise DecodeError(f"packed fields are damaged at byte {at} of {end}")
+        fields.append(packed[colon + 1 : after])
+        at = after
+    return fields
 
 
 async def promote_later(redis: Executes, keys: StreamKeys) -> Moved:

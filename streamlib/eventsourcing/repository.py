@@ -1,0 +1,307 @@
+"""Repositories: load aggregates from their events, save what they have recorded, and tell how they came about."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import random
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from streamlib.errors import (
+    AggregateNotFound,
+    ConcurrencyConflict,
+    DeclarationError,
+    DecodeError,
+    NotConfirmed,
+    PublishError,
+    RedisUnavailable,
+    StreamlibError,
+)
+from streamlib.event import Event
+from streamlib.eventsourcing.aggregate import Aggregate, Commit, apply, label_of
+from streamlib.eventsourcing.scope import Answered, current_scope
+from streamlib.eventsourcing.snapshots import Snapshots
+from streamlib.message import Position, entry_time_ms
+from streamlib.redisio.aggregate_reader import AnsweredBefore, Stored
+from streamlib.redisio.answers import StoredAnswer
+from streamlib.redisio.event_store import Answer, EventStore, new_commit_id
+from streamlib.redisio.failures import CLIENT_ERRORS
+from streamlib.topic import TopicSpec, partition_of_key
+
+A = TypeVar("A", bound=Aggregate)
+
+log = logging.getLogger(__name__)
+
+RETRIES = 20
+_FIRST_PAUSE_S, _PAUSE_CAP_S = 0.002, 0.25
+
+
+class Recorded(Struct, frozen=True):
+    """One event of an aggregate's history.
+
+    `time` is when it happened, ms since 1970; `position` where it lies in its topic, as long as retention keeps it
+    there. Events that were saved together have one `commit_id`.
+    """
+
+    version: int
+    event: Event
+    event_id: str
+    time: int
+    position: Position
+    commit_id: str
+
+
+class Repository(Generic[A]):
+    """The aggregates of one class, whose events lie on one topic. `App.repository` makes it; use it while the app is
+    open."""
+
+    def __init__(
+        self, cls: type[A], topic: TopicSpec, *, store: Callable[[], EventStore], snapshot_every: int | None = None
+    ) -> None:
+        """Raises DeclarationError."""
+        _check_class(cls, topic)
+        if snapshot_every is not None and (isinstance(snapshot_every, bool) or snapshot_every < 1):
+            raise DeclarationError(f"repository of {cls.__name__}: snapshot_every={snapshot_every!r}, not 1 or more")
+        if topic.key is not None:
+            cls._keyed_by(topic.key)
+        self.cls = cls
+        self.topic = topic
+        self._store = store
+        self._every = snapshot_every
+        self._snapshots = Snapshots(cls) if snapshot_every else None
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    async def load(self, id: str) -> A:
+        """The aggregate as its events have made it.
+
+        Raises AggregateNotFound, UnappliedEvent and DecodeError (UnknownType, SchemaError) with the event that cannot
+        be applied, WrongKeyType, RedisUnavailable.
+        """
+        aggregate = await self.load_or_new(id)
+        if not aggregate.version and not aggregate._recorded:
+            raise AggregateNotFound(
+                f"{label_of(aggregate)} does not exist: topic {self.topic.name!r} has no event of it"
+            )
+        return aggregate
+
+    async def load_or_new(self, id: str) -> A:
+        """The same, or a new one, of version 0, where there is none."""
+        scope = current_scope()
+        staged = scope.staged_of(self, id) if scope else None
+        if staged is not None:
+            return staged  # type: ignore[no-any-return]
+        return await self._fold(id, answer_key=scope.answer_key if scope else "")
+
+    async def exists(self, id: str) -> bool:
+        """Whether any event was ever saved under this id. Raises WrongKeyType, RedisUnavailable."""
+        return await self._store().length(self.topic, id) > 0
+
+    async def history(self, id: str, *, after: int = 0, upto: int | None = None) -> list[Recorded]:
+        """What has happened to an aggregate, in order: the versions above `after`, to `upto` if that is given.
+
+        Empty for one that does not exist. Raises what `load` raises.
+        """
+        return [self._recorded(id, stored) async for stored in self._store().read(self.topic, id, after, upto)]
+
+    async def at_version(self, id: str, version: int) -> A:
+        """The aggregate as it was with its first `version` events. Raises AggregateNotFound, what `load` raises."""
+        aggregate = await self._fold(id, upto=version) if version > 0 else self.cls(id)
+        if version != aggregate.version or not version:
+            has = await self._store().length(self.topic, id)
+            raise AggregateNotFound(f"{label_of(aggregate)} has no version {version}; it has {has} versions")
+        return aggregate
+
+    async def at_time(self, id: str, when: datetime | int) -> A:
+        """The aggregate as it was at a time: a datetime with a zone, or ms since 1970.
+
+        It has the events up to the first one that happened later. Raises AggregateNotFound when that is the very first,
+        ValueError for a datetime without a zone, what `load` raises.
+        """
+        limit_ms = _ms(when)
+        aggregate = self.cls(id)
+        async for stored in self._store().read(self.topic, id):
+            if _time_of(stored) > limit_ms:
+                break
+            self._apply(aggregate, stored)
+        if not aggregate.version:
+            raise AggregateNotFound(f"{label_of(aggregate)} has no event up to {when}")
+        return aggregate
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    async def save(self, aggregate: A) -> Position:
+        """Store and publish what the aggregate has recorded, in one script, and return where the last event lies.
+
+        Inside a command's handler the save takes place when the handler returns, together with its answer; the position
+        has no entry id yet.
+
+        Raises ConcurrencyConflict when another has saved it since it was loaded, TopicFull, PayloadTooLarge,
+        PublishError (also when nothing was recorded), WrongKeyType: nothing is written then, and the aggregate stays as
+        it is. After NotConfirmed or RedisUnavailable save the same object again: what was stored is not stored twice.
+        """
+        if not isinstance(aggregate, self.cls):
+            raise PublishError(f"{aggregate!r} is no {self.cls.__name__}, which this repository keeps")
+        if not aggregate._recorded:
+            at = aggregate.version
+            raise PublishError(f"{label_of(aggregate)} has recorded nothing since version {at}; nothing to save")
+        scope = current_scope()
+        if scope is None:
+            return await self._save(aggregate, None)
+        scope.stage(self, aggregate)
+        return self._place(aggregate.id)
+
+    async def edit(self, id: str, change: Callable[[A], Any], *, retries: int = RETRIES) -> Position:
+        """Load an aggregate, change it, save it; again from the start when another was quicker, `retries` times.
+
+        `change`, plain or async, runs once for each try, on the aggregate as it is then. Where it records nothing,
+        nothing is saved. Returns where the aggregate's last event lies. Raises ConcurrencyConflict after the last try,
+        and what `load`, `change` and `save` raise.
+        """
+        pause_s = _FIRST_PAUSE_S
+        for tries_left in reversed(range(retries + 1)):
+            aggregate = await self.load(id)
+            done = change(aggregate)
+            if inspect.isawaitable(done):
+                await done
+            if not aggregate._recorded:
+                return replace(self._place(id), entry_id=aggregate._kept.entry_id)
+            try:
+                return await self.save(aggregate)
+            except ConcurrencyConflict:
+                if not tries_left:
+                    raise
+            await asyncio.sleep(pause_s * random.random())
+            pause_s = min(pause_s * 2, _PAUSE_CAP_S)
+        raise ValueError(f"edit(retries={retries}): 0 or more")
+
+    async def commit(self, aggregate: A, answer: StoredAnswer, key: str, ttl_ms: int) -> Position:
+        """For a command's scope: save the aggregate and the answer together; see scope.Commits."""
+        version = aggregate.version + len(aggregate._recorded)
+        kept = replace(answer, position=self._place(aggregate.id), aggregate_id=aggregate.id, version=version)
+        try:
+            return await self._save(aggregate, Answer(key, kept.encode(), ttl_ms) if key else None)
+        except AnsweredBefore as before:
+            raise Answered(await self._answer(before)) from None
+
+    async def _save(self, aggregate: A, answer: Answer | None) -> Position:
+        kept = aggregate._kept
+        if kept.commit is not None and len(kept.commit.messages) < len(aggregate._recorded):
+            await self._send(aggregate, kept.commit, None)  # of unknown outcome, and more was recorded since
+        if kept.commit is None:
+            kept.commit = self._commit_of(aggregate)
+        return await self._send(aggregate, kept.commit, answer)
+
+    def _commit_of(self, aggregate: A) -> Commit:
+        messages = [self.topic.message(event, key=aggregate.id) for event in aggregate._recorded]
+        return Commit(new_commit_id(), messages)
+
+    async def _send(self, aggregate: A, commit: Commit, answer: Answer | None) -> Position:
+        """Append a commit; afterwards the aggregate knows that it is stored, or keeps it while that is unknown."""
+        kept, number = aggregate._kept, len(commit.messages)
+        try:
+            appended = await self._store().append(
+                self.topic, aggregate.id, aggregate.version, commit.messages, commit_id=commit.id, answer=answer
+            )
+        except StreamlibError as error:
+            if not isinstance(error, RedisUnavailable | NotConfirmed):
+                kept.commit = None
+            raise
+        del aggregate._recorded[:number]
+        aggregate.__dict__["version"] = appended.version
+        kept.commit, kept.entry_id = None, appended.positions[-1].entry_id
+        if self._every and not aggregate._recorded and aggregate.version - kept.snapshot_version >= self._every:
+            await self._keep_snapshot(aggregate, commit.id)
+        return appended.positions[-1]
+
+    async def _keep_snapshot(self, aggregate: A, commit_id: str) -> None:
+        """Snapshots are a cache: where they cannot be kept, the events are there."""
+        snapshot = self._snapshots.encode(aggregate, commit_id) if self._snapshots else None
+        if snapshot is None:
+            return
+        try:
+            await self._store().keep_snapshot(self.topic, aggregate.id, snapshot)
+        except CLIENT_ERRORS as error:
+            log.warning("the snapshot of %s was not stored: %s", label_of(aggregate), error)
+        else:
+            aggregate._kept.snapshot_version = aggregate.version
+
+    # -- folding ------------------------------------------------------------------------------------------------
+
+    async def _fold(self, id: str, *, upto: int | None = None, answer_key: str = "") -> A:
+        store, aggregate = self._store(), self.cls(id)
+        stamp = self._snapshots.stamp if self._snapshots else ""
+        try:
+            page = await store.page(self.topic, id, 0, upto, answer_key=answer_key, stamp=stamp)
+        except AnsweredBefore as before:
+            raise Answered(await self._answer(before)) from None
+        if page.after and not (self._snapshots and self._snapshots.restore(aggregate, page)):
+            page = await store.page(self.topic, id, 0, upto)
+        async for stored in store.rest(self.topic, id, page, upto):
+            self._apply(aggregate, stored)
+        return aggregate
+
+    def _apply(self, aggregate: A, stored: Stored) -> None:
+        """Put a stored event into the aggregate; every error tells which one it was."""
+        try:
+            apply(aggregate, self._event(aggregate.id, stored))
+        except Exception as error:
+            error.add_note(f"{label_of(aggregate)}, version {stored.version}: event {stored.message.id}")
+            raise
+        aggregate.__dict__["version"] = stored.version
+        aggregate._kept.entry_id = stored.position.entry_id
+
+    def _event(self, id: str, stored: Stored) -> Event:
+        try:
+            return self.topic.decode(stored.message)
+        except DecodeError as error:
+            raise type(error)(f"{self.cls.__name__} {id!r}, version {stored.version}: {error}") from error
+
+    def _recorded(self, id: str, stored: Stored) -> Recorded:
+        event = self._event(id, stored)
+        message = stored.message
+        return Recorded(stored.version, event, message.id, _time_of(stored), stored.position, stored.commit_id)
+
+    async def _answer(self, before: AnsweredBefore) -> StoredAnswer:
+        """An answer that was kept with events, with the place of the last of them."""
+        answer = StoredAnswer.decode(before.value)
+        async for stored in self._store().read(self.topic, answer.aggregate_id, answer.version - 1, answer.version):
+            return replace(answer, position=stored.position)
+        return answer
+
+    def _place(self, id: str) -> Position:
+        return Position(self.topic.name, partition_of_key(id, self.topic.partitions), "")
+
+
+def _check_class(cls: Any, topic: TopicSpec) -> None:
+    if not (isinstance(cls, type) and issubclass(cls, Aggregate) and cls is not Aggregate):
+        raise DeclarationError(f"a repository keeps aggregates; {cls!r} is no subclass of streamlib.Aggregate")
+    if not cls._appliers:
+        raise DeclarationError(f"{cls.__name__} applies no event; mark its methods with @applies(...)")
+    strange = sorted(event.__name__ for event in cls._appliers if event not in topic.registry.classes)
+    if strange:
+        raise DeclarationError(
+            f"{cls.__name__} applies {', '.join(strange)}, which topic {topic.name!r} does not declare; it has "
+            f"{sorted(topic.registry.type_names)}"
+        )
+
+
+def _time_of(stored: Stored) -> int:
+    time_ms = stored.message.time_ms
+    return entry_time_ms(stored.position.entry_id) if time_ms is None else time_ms
+
+
+def _ms(when: datetime | int) -> int:
+    if isinstance(when, int):
+        return when
+    if when.tzinfo is None:
+        raise ValueError(
+            f"at_time({when!r}): a datetime without a zone is no point in time; write datetime.now(tz=UTC)"
+        )
+    return int(when.timestamp() * 1000)

@@ -1,0 +1,108 @@
+-- Appends events to an aggregate and to its topic's partition: both or nothing.
+--
+-- KEYS[1]  the stream S
+-- KEYS[2]  {S}:agg:<id>, a list: its element n - 1 is version n
+-- KEYS[3]  {S}:later
+-- KEYS[4]  {S}:cmd:<idempotency key>; any name of that kind when there is no answer to keep
+-- ARGV[1]  expected version: how many events the aggregate has
+-- ARGV[2]  commit id, without spaces: the same whenever the same append is sent
+-- ARGV[3]  limits.topic_len, 0 for none
+-- ARGV[4]  the answer to keep with the events
+-- ARGV[5]  how long the answer is kept, ms; 0 for no answer
+-- ARGV[6]  number of events n
+-- ARGV[7...] per event: the number of its parts, the parts: its fields
+--
+-- Returns {"+", entry ids...} appended; {"=", entry ids...} this commit was appended before, whatever has come since;
+-- {"a", answer} this idempotency key has had an answer before; {"v", actual} the aggregate has another version than
+-- expected; {"f"} no room for so many. Only the first writes. An element is "<entry id> <commit id> <fields>", the
+-- fields as later.pack has them.
+-- Sent twice it answers the same: a commit is looked for where it must lie, at version expected + 1, never at the head.
+
+local stream, aggregate, later, answered = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local expected, commit, limit = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local ttl_ms, count = tonumber(ARGV[5]), tonumber(ARGV[6])
+
+for i, wanted in ipairs({ "stream", "list", "zset", "string" }) do
+    local kind = redis.call("TYPE", KEYS[i]).ok
+    if kind ~= "none" and kind ~= wanted then
+        return redis.error_reply("WRONGTYPE " .. KEYS[i] .. " is a " .. kind)
+    end
+end
+
+-- A write that changes nothing and needs no memory: WAIT and WAITAOF cover the writes of their own connection only, and
+-- the first run may have come over another one.
+local function cover()
+    redis.call("PEXPIRE", aggregate, 3600000)
+    redis.call("PERSIST", aggregate)
+end
+
+local actual = redis.call("LLEN", aggregate)
+if actual > expected then
+    local stands = redis.call("LRANGE", aggregate, expected, expected + count - 1)
+    local entry, id = string.match(stands[1], "^(%S+) (%S+) ")
+    if id == commit then
+        local reply = { "=" }
+        for i, element in ipairs(stands) do
+            entry, id = string.match(element, "^(%S+) (%S+) ")
+            if id == commit then
+                reply[i + 1] = entry
+            end
+        end
+        cover()
+        return reply
+    end
+end
+if ttl_ms > 0 then
+    local answer = redis.call("GET", answered)
+    if answer then
+        cover()
+        return { "a", answer }
+    end
+end
+if actual ~= expected then
+    return { "v", actual }
+end
+if limit > 0 and redis.call("XLEN", stream) + redis.call("ZCARD", later) + count > limit then
+    return { "f" }
+end
+
+-- Takes back what was written. Nobody has seen it: a script runs alone.
+local reply, elements = { "+" }, {}
+local function undo(failed)
+    if redis.call("LLEN", aggregate) > expected then
+        redis.call("RPOP", aggregate, count)
+    end
+    if #reply > 1 then
+        redis.call("XDEL", stream, unpack(reply, 2))
+    end
+    return failed
+end
+
+-- Out of memory, read-only or short of replicas, Redis refuses the first write and none after it. What may fail later
+-- is an XADD to a stream at its last id, or a command that this user is denied.
+local at = 7
+for i = 1, count do
+    local first, last = at + 1, at + tonumber(ARGV[at])
+    local entry = redis.pcall("XADD", stream, "*", unpack(ARGV, first, last))
+    if type(entry) == "table" then
+        return undo(entry)
+    end
+    local parts = { entry, " ", commit, " " }
+    for j = first, last do
+        parts[#parts + 1] = #ARGV[j] .. ":"
+        parts[#parts + 1] = ARGV[j]
+    end
+    reply[i + 1], elements[i] = entry, table.concat(parts)
+    at = last + 1
+end
+local pushed = redis.pcall("RPUSH", aggregate, unpack(elements))
+if type(pushed) == "table" then
+    return undo(pushed)
+end
+if ttl_ms > 0 then
+    local kept = redis.pcall("SET", answered, ARGV[4], "PX", ttl_ms)
+    if kept.err then
+        return undo(kept)
+    end
+end
+return reply
