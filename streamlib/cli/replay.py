@@ -15,7 +15,7 @@ from streamlib.cli.exits import Exit
 from streamlib.cli.options import Given, json_option, shared_options
 from streamlib.cli.output import agree, note, print_counts, print_json, print_table, progress, when
 from streamlib.cli.session import Session, connected
-from streamlib.errors import DeclarationError, StreamlibError
+from streamlib.errors import DeclarationError, RedisUnavailable
 from streamlib.message import entry_order
 from streamlib.ops.pace import Pace
 from streamlib.ops.range_file import RangeFile
@@ -136,7 +136,7 @@ def _to_group(
     seen: list[Replay] = []
     try:
         totals = asyncio.run(_run(settings, asked, group, pace, anew=anew and not goes_on, seen=seen))
-    except (StreamlibError, KeyboardInterrupt):
+    except (RedisUnavailable, KeyboardInterrupt):
         if seen:
             note(f"stopped: {seen[0].totals.replayed} events were replayed; the same command goes on from there")
         raise
@@ -176,7 +176,8 @@ def _replay(session: Session, asked: Asked, group: str) -> Replay:
 async def _tell_unknown_types(session: Session, asked: Asked, group: str) -> None:
     handled = await live_types(session.redis, session.keys, asked.topic, group)
     for name in sorted(asked.types - handled):
-        note(f"no worker of group {group} has ever handled type {name}; it handles {', '.join(sorted(handled))}")
+        known = ", ".join(sorted(handled)) or "nothing yet"
+        note(f"no worker of group {group} has ever handled type {name}; it handles {known}")
 
 
 def _print_outlook(outlook: Outlook, *, as_json: bool) -> None:

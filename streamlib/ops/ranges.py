@@ -8,10 +8,20 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from streamlib.codec import Fields, NativeCodec
-from streamlib.errors import DecodeError, NotFound, Refused
+from streamlib.errors import DecodeError, NotFound, Refused, StreamlibError
 from streamlib.message import Message, entry_order
 from streamlib.redisio.connection import RedisDoor
-from streamlib.redisio.replays import Batch, Candidate, History, Range, Totals, history, read_page
+from streamlib.redisio.replays import (
+    NO_STREAM,
+    Batch,
+    Candidate,
+    History,
+    Range,
+    Totals,
+    begins_with,
+    history,
+    read_page,
+)
 
 BEGIN, FIRST = "begin", "first"
 """From the first event that ever was, or from the first that is still held, whatever was before it."""
@@ -55,7 +65,7 @@ async def ranges_of(
     for stream in streams:
         held = await history(redis, stream, group)
         if held is None:
-            found.append(Range(_ZERO, _ZERO, _ZERO))
+            found.append(Range(_ZERO, _ZERO, _ZERO, NO_STREAM))
             continue
         if group is not None and held.delivered is None:
             raise NotFound(f"{stream} has lost its group {group!r}; a worker that runs it makes it again")
@@ -65,7 +75,7 @@ async def ranges_of(
             gone.append(f"{stream} begins with {held.first}" if held.first else f"{stream} holds nothing any more")
         if held.deleted != _ZERO and entry_order(start) <= entry_order(held.deleted):
             notes.append(f"entries of {stream} up to {held.deleted} were deleted by hand; they are missing here")
-        found.append(Range(start, end, held.delivered if held.delivered is not None else end))
+        found.append(Range(start, end, held.delivered if held.delivered is not None else end, held.removed))
     if gone and asked.start == FIRST:
         notes.append(f"what was before is gone: {'; '.join(gone)}")
     elif gone:
@@ -98,19 +108,24 @@ class Scan:
         self._asked = asked
         self._range = of
         self._page: deque[tuple[str, Fields]] = deque()
+        self._at_end = False
         self._count = _PAGE
         self._seen: dict[str, None] = {}
 
     def go_to(self, position: str) -> None:
         """Go on behind this entry."""
         self.position = position
+        self._at_end = False
         self._page.clear()
         self._seen.clear()
 
     async def next(self, most: int) -> Batch | None:
-        """The next entries, with up to `most` that may be replayed; None at the end. Raises what the client raises,
-        and can be called again then."""
-        if not self._page:
+        """The next entries, with up to `most` that may be replayed; None at the end.
+
+        Raises StreamlibError when entries that come next were removed meanwhile, and what the client raises; it can be
+        called again then.
+        """
+        if not self._page and not self._at_end:
             await self._read()
         if not self._page:
             return None
@@ -146,10 +161,30 @@ class Scan:
     async def _read(self) -> None:
         """Pages grow as long as their entries are small."""
         start = f"({self.position}" if self.position else self._range.start
-        found = await read_page(self._redis, self._stream, start, self._range.end, self._count)
+        count = self._count
+        found = await read_page(self._redis, self._stream, start, self._range.end, count)
+        await self._check_gap(found)
         size = sum(_size(fields) for _, fields in found)
-        self._count = min(self._count * 2, _MAX_PAGE) if size < _MAX_BYTES else max(self._count // 4, 4)
+        self._count = min(count * 2, _MAX_PAGE) if size < _MAX_BYTES else max(count // 4, 4)
         self._page.extend(found)
+        self._at_end = len(found) < count
+
+    async def _check_gap(self, found: Sequence[tuple[str, Fields]]) -> None:
+        """Retention does not know of replays: has it removed what comes behind our position before we have read it?
+
+        Streams are trimmed from their beginning: if what we read is behind that now, we were first.
+        """
+        first, removed = await begins_with(self._redis, self._stream)
+        begun = self.position or (self._asked.start != FIRST and self._range.start)
+        if self._range.removed in (removed, NO_STREAM) or not begun:
+            return
+        left = entry_order(first) if first else _after(self._range.end)
+        if entry_order(begun) < left and not (found and entry_order(found[0][0]) < left):
+            raise StreamlibError(
+                f"{self._stream} begins with {first or 'nothing'} now: entries behind {begun} were removed before they "
+                "were read; keep more of the topic (retention.max_age_s, retention.max_len), and go on with what is "
+                "left: --from first --anew"
+            )
 
 
 def _size(fields: Fields) -> int:

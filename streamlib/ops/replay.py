@@ -25,7 +25,7 @@ from streamlib.redisio.replays import Outcome, Plan, Progress, Totals
 
 T = TypeVar("T")
 
-PROJECTION = "projection"
+PROJECTION, ORDERED = "projection", "ordered"
 _KEEP_EVERY_S = 60.0
 
 
@@ -74,6 +74,10 @@ class Replay:
                 f"make its rows anew: streamlib rebuild APP {self._group}"
             )
         self._instead = anew
+        if self._places[0].kind == ORDERED:
+            self.notes.append(
+                "the group is ordered: of each key what is published meanwhile runs among the replayed events"
+            )
         unfinished = await self._persist(partial(replays.begun, self._redis, self._record))
         self.goes_on = unfinished is not None and not anew and unfinished.request == self._request
         if self.goes_on:

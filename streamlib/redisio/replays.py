@@ -25,6 +25,8 @@ KEPT_MS = 7 * 86_400_000
 ENDED_MS = 3_600_000
 """How long it stays known how far a run had come that has ended: whoever else was at it learns that nothing is left."""
 
+NO_STREAM = -1
+
 
 class Outcome(enum.IntEnum):
     """What becomes of an event that is to be replayed; see replay_range.lua."""
@@ -60,12 +62,13 @@ class Totals(Struct, frozen=True):
 
 
 class Range(Struct, frozen=True):
-    """Of one partition the ids of the first and the last entry that are meant, and up to which the group had been
-    given entries when the run began."""
+    """Of one partition the ids of the first and the last entry that are meant; and as the run began, up to which the
+    group had been given entries, and how many had been removed (NO_STREAM: there was none)."""
 
     start: str
     end: str
     delivered: str
+    removed: int = 0
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -119,18 +122,30 @@ async def history(redis: Executes, stream: str, group: str | None) -> History | 
     if not await redis.execute("EXISTS", stream):
         return None
     info = _flat(await redis.execute("XINFO", "STREAM", stream))
-    first = info[b"first-entry"]
     delivered = None
     for row in map(_flat, await redis.execute("XINFO", "GROUPS", stream)):
         if group is not None and row[b"name"] == group.encode():
             delivered = row[b"last-delivered-id"].decode()
     return History(
-        first=first[0].decode() if first else "",
+        first=_first(info),
         last=info[b"last-generated-id"].decode(),
         removed=info[b"entries-added"] - info[b"length"],
         deleted=info[b"max-deleted-entry-id"].decode(),
         delivered=delivered,
     )
+
+
+async def begins_with(redis: Executes, stream: str) -> tuple[str, int]:
+    """The first entry of a stream, "" where it has none, and how many were removed, or NO_STREAM."""
+    if not await redis.execute("EXISTS", stream):
+        return "", NO_STREAM
+    info = _flat(await redis.execute("XINFO", "STREAM", stream))
+    return _first(info), info[b"entries-added"] - info[b"length"]
+
+
+def _first(info: dict[bytes, Any]) -> str:
+    first = info[b"first-entry"]
+    return first[0].decode() if first else ""
 
 
 async def read_page(redis: Executes, stream: str, start: str, end: str, count: int) -> list[tuple[str, Fields]]:

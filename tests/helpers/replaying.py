@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +20,10 @@ from tests.helpers.servers import connect
 
 GROUP = "email"
 WINDOW_S = 60.0
+
+
+class Broken(Exception):
+    """What ends a replay in mid-run."""
 
 
 class Placed(Event):
@@ -93,3 +97,28 @@ async def a_topic(url: str, *, partitions: int = 1, namespace: str = "", **setti
             await declare_topic(door, keys, spec)
             await declare_group(door, keys, spec, GROUP, "handler", ["Placed", "Paid"])
             yield Topic(door, client, spec, keys)
+
+
+def free_pace() -> Pace:
+    """Batches of three as at a slow rate, without the waiting."""
+
+    now = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    return Pace(30.0, clock=lambda: now, sleep=sleep)
+
+
+def breaks_after(entries: int) -> Callable[[int], None]:
+    """For `run`: ends it once so many entries have been looked at."""
+    left = entries
+
+    def done(n: int) -> None:
+        nonlocal left
+        left -= n
+        if left <= 0:
+            raise Broken
+
+    return done

@@ -1,31 +1,23 @@
-"""Replays of a range: what of it is copied and what is left alone, once each, whatever breaks off in between."""
+"""Replays of a range: what of it is copied and runs again, what is left alone, what is refused."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import redis
 
 from streamlib import App, Context, Event, Retry
-from streamlib.errors import Fenced, NotFound, RedisUnavailable, Refused
+from streamlib.errors import NotFound, Refused
 from streamlib.ops.pace import Pace
-from streamlib.ops.ranges import FIRST, Asked
+from streamlib.ops.ranges import BEGIN, FIRST, Asked
 from streamlib.ops.replay import Replay
-from streamlib.redisio.group_keys import destroy
-from streamlib.redisio.registry import declare_group, forget_group
-from streamlib.redisio.replays import ENDED_MS, KEPT_MS, Totals
-from streamlib.settings import RetentionSettings
+from streamlib.redisio.registry import declare_group
+from streamlib.redisio.replays import Totals
 from tests.helpers.delivering import burst, running, settings
-from tests.helpers.replaying import GROUP, WINDOW_S, a_topic
-from tests.helpers.servers import RedisProc
+from tests.helpers.replaying import GROUP, WINDOW_S, a_topic, free_pace
 from tests.helpers.waiting import eventually
-
-SMALL = 30.0
-"""Events per second: batches of three."""
 
 
 class Moved(Event):
@@ -37,18 +29,6 @@ async def replay_all(app: App, group: str, **asked: Any) -> Totals:
     replay = Replay(app.redis, app.keys, Asked(topic="moves", start="begin", **asked), group, window_s=60)
     await replay.check()
     return await replay.run(Pace(), lambda n: None)
-
-
-def free_pace() -> Pace:
-    """Batches as small as at a slow rate, without the waiting."""
-
-    now = 0.0
-
-    async def sleep(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-
-    return Pace(SMALL, clock=lambda: now, sleep=sleep)
 
 
 # -- what is replayed -------------------------------------------------------------------------------------------------
@@ -192,6 +172,28 @@ async def test_an_ordered_group_runs_them_in_the_order_of_each_key(redis_url: st
     assert by_key == {f"a{k}": list(range(k, 100, 5)) for k in range(5)}
 
 
+async def test_events_that_run_while_it_replays_run_once_for_it(redis_url: str) -> None:
+    """A worker lives: what was copied is done before the last is copied."""
+    app = App("bank", settings=settings(redis_url))
+    moves = app.topic("moves", Moved, key="account", partitions=2)
+    runs: Counter[int] = Counter()
+
+    @app.handler(moves, group="mail")
+    async def mail(event: Moved) -> None:
+        runs[event.n] += 1
+
+    async with app:
+        await moves.publish_many([Moved(account=f"a{n}", n=n) for n in range(60)])
+        async with running(app):
+            await eventually(lambda: sum(runs.values()) == 60)
+            replay = Replay(app.redis, app.keys, Asked(topic="moves", start=BEGIN), "mail", window_s=60)
+            await replay.check()
+            totals = await replay.run(free_pace(), lambda n: None)
+            assert totals.replayed + totals.busy == 60
+            await eventually(lambda: sum(runs.values()) == 60 + totals.replayed)
+    assert max(runs.values()) == 2
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -255,168 +257,3 @@ async def test_a_group_that_was_lost_is_told(redis_url: str) -> None:
         with pytest.raises(NotFound, match="lost its group 'email'"):
             await t.replay(anew=True)
         assert t.again() == []
-
-
-# -- what breaks off --------------------------------------------------------------------------------------------------
-
-
-class _Broken(Exception):
-    pass
-
-
-def breaks_after(entries: int) -> Callable[[int], None]:
-    left = entries
-
-    def done(n: int) -> None:
-        nonlocal left
-        left -= n
-        if left <= 0:
-            raise _Broken
-
-    return done
-
-
-async def test_a_replay_that_broke_off_goes_on_behind_what_was_replayed_and_has_run_since(redis_url: str) -> None:
-    async with a_topic(redis_url, partitions=2) as t:
-        for n in range(20):
-            t.put(f"e-{n}", partition=n % 2)
-        t.deliver(0)
-        t.deliver(1)
-        first = await t.replay()
-        with pytest.raises(_Broken):
-            await first.run(free_pace(), breaks_after(9))
-        copied = t.again(0) + t.again(1)
-        assert 0 < len(copied) < 20
-        for event_id in copied:  # they have run meanwhile
-            t.mark(event_id, "d", int(event_id[2:]) % 2)
-        t.put("late")
-        t.deliver()
-        second = await t.replay()
-        assert second.goes_on
-        assert second.totals.replayed == len(copied)
-        assert await second.run(free_pace(), lambda n: None) == Totals(replayed=20)
-        assert Counter(t.again(0) + t.again(1)) == {f"e-{n}": 1 for n in range(20)}
-
-
-async def test_what_it_remembers_goes_away(redis_url: str, client: redis.Redis) -> None:
-    async with a_topic(redis_url) as t:
-        for n in range(9):
-            t.put(f"e-{n}")
-        t.deliver()
-        replay = await t.replay()
-        with pytest.raises(_Broken):
-            await replay.run(free_pace(), breaks_after(3))
-        plan, progress = "streamlib:replay:orders:email", "{orders}:replay:email"
-        for key in (plan, progress):
-            assert ENDED_MS < int(client.pttl(key)) <= KEPT_MS
-        await (await t.replay()).run(Pace(), lambda n: None)
-        assert not client.exists(plan)
-        assert 0 < int(client.pttl(progress)) <= ENDED_MS
-
-
-async def test_a_replay_that_ended_can_be_asked_for_again(redis_url: str) -> None:
-    async with a_topic(redis_url) as t:
-        t.put("e-1")
-        t.deliver()
-        assert await t.replayed() == Totals(replayed=1)
-        t.mark("e-1", "d")
-        again = await t.replay()
-        assert not again.goes_on
-        assert await again.run(Pace(), lambda n: None) == Totals(replayed=1)
-
-
-async def test_another_range_waits_until_the_first_has_ended_or_was_given_up(redis_url: str) -> None:
-    async with a_topic(redis_url) as t:
-        for n in range(1, 13):
-            t.put(f"e-{n}", at=f"{n}-0")
-        t.deliver()
-        first = await t.replay("1-0")
-        with pytest.raises(_Broken):
-            await first.run(free_pace(), breaks_after(3))
-        with pytest.raises(Refused, match=r"--from 1-0.*run that command again.*--anew"):
-            await t.replay("10-0")
-        assert await (await t.replay("10-0", anew=True)).run(Pace(), lambda n: None) == Totals(replayed=3)
-        assert t.again() == ["e-1", "e-2", "e-3", "e-10", "e-11", "e-12"]
-
-
-async def test_a_replay_whose_place_was_taken_stops(redis_url: str) -> None:
-    async with a_topic(redis_url) as t:
-        for n in range(12):
-            t.put(f"e-{n}")
-        t.deliver()
-        replay = await t.replay()
-
-        def another_begins(entries: int) -> None:
-            if entries:
-                t.client.hset("{orders}:replay:email", "run", 9_000_000_000_000_000)
-
-        with pytest.raises(Fenced, match="--anew"):
-            await replay.run(free_pace(), another_begins)
-        assert t.again() == ["e-0", "e-1", "e-2"]
-
-
-async def test_the_same_command_twice_at_once_is_one_replay(redis_url: str) -> None:
-    async with a_topic(redis_url) as t:
-        for n in range(200):
-            t.put(f"e-{n}")
-        t.deliver()
-        with pytest.raises(_Broken):
-            await (await t.replay()).run(free_pace(), breaks_after(1))
-        both = await asyncio.gather(*[(await t.replay()).run(free_pace(), lambda n: None) for _ in range(2)])
-        assert both == [Totals(replayed=200)] * 2
-        assert Counter(t.again()) == {f"e-{n}": 1 for n in range(200)}
-
-
-async def test_a_full_redis_refuses_before_anything_is_written_and_it_goes_on_later(
-    own_server: Callable[..., RedisProc],
-) -> None:
-    async with a_topic(own_server().url, retry_s=0) as t:
-        for n in range(6):
-            t.put(f"e-{n}")
-        t.deliver()
-        with pytest.raises(_Broken):
-            await (await t.replay()).run(free_pace(), breaks_after(3))
-        before = t.everything()
-        t.client.config_set("maxmemory", "1")
-        with pytest.raises(RedisUnavailable, match="takes no writes now"):
-            await (await t.replay()).run(free_pace(), lambda n: None)
-        t.client.config_set("maxmemory", "0")
-        assert t.everything().keys() == before.keys()
-        assert t.again() == ["e-0", "e-1", "e-2"]
-        assert await t.replayed() == Totals(replayed=6)
-        assert t.again() == [f"e-{n}" for n in range(6)]
-
-
-async def test_events_that_run_while_it_replays_run_once_for_it(redis_url: str) -> None:
-    """A worker lives: what was copied is done before the last is copied, and retention may trim behind it."""
-    app = App("bank", settings=settings(redis_url, sections={"retention": RetentionSettings(max_len=50)}))
-    moves = app.topic("moves", Moved, key="account", partitions=2)
-    runs: Counter[int] = Counter()
-
-    @app.handler(moves, group="mail")
-    async def mail(event: Moved) -> None:
-        runs[event.n] += 1
-
-    async with app:
-        await moves.publish_many([Moved(account=f"a{n}", n=n) for n in range(60)])
-        async with running(app):
-            await eventually(lambda: sum(runs.values()) == 60)
-            replay = Replay(app.redis, app.keys, Asked(topic="moves", start=FIRST), "mail", window_s=60)
-            await replay.check()
-            totals = await replay.run(free_pace(), lambda n: None)
-            assert totals.replayed + totals.busy == 60
-            await eventually(lambda: sum(runs.values()) == 60 + totals.replayed)
-    assert max(runs.values()) == 2
-
-
-async def test_a_group_that_is_removed_takes_the_traces_of_replays_with_it(redis_url: str, client: redis.Redis) -> None:
-    async with a_topic(redis_url) as t:
-        for n in range(6):
-            t.put(f"e-{n}")
-        t.deliver()
-        with pytest.raises(_Broken):
-            await (await t.replay()).run(free_pace(), breaks_after(3))
-        await destroy(t.door, t.streams[0], GROUP)
-        await forget_group(t.door, t.keys, "orders", GROUP)
-        found: Any = client.keys("*replay*")
-        assert found == []
