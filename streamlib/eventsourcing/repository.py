@@ -101,6 +101,9 @@ class Repository(Generic[A]):
 
     async def exists(self, id: str) -> bool:
         """Whether any event was ever saved under this id. Raises WrongKeyType, RedisUnavailable."""
+        if current_scope() is not None:  # whoever decides by this must not decide against its own repeat
+            aggregate = await self.load_or_new(id)
+            return bool(aggregate.version or aggregate._recorded)
         return await self._store().length(self.topic, id) > 0
 
     async def history(self, id: str, *, after: int = 0, upto: int | None = None) -> list[Recorded]:
