@@ -172,6 +172,14 @@ def _(row: CustomerRow | None, event: OrderPaid) -> CustomerRow:
     return CustomerRow(customer_id=row.customer_id, paid=row.paid + event.amount)
 
 
+# -- the fourth block: data of an older version -----------------------------------------------------------------------
+
+
+@app.upcast(OrderStatusUpdated, from_version=1)
+def state_became_status(data: dict[str, Any]) -> dict[str, Any]:
+    return {"order_id": data["order_id"], "status": data["state"]}
+
+
 # -- what they do ---------------------------------------------------------------------------------------------------
 
 Working = Callable[[], AbstractAsyncContextManager[None]]
@@ -330,6 +338,16 @@ async def test_waiting_for_a_position_that_nobody_projects_ends_with_a_timeout()
             await order_view.wait_for(position, timeout=0.05)
 
 
+async def test_events_of_an_older_version_are_raised_to_the_class(working: Working, client: redis.Redis) -> None:
+    async with working():
+        created_at = await orders.publish(created("o-1"))
+        first: Any = {"id": "e-1", "type": "OrderStatusUpdated", "v": "1", "key": "o-1"}
+        client.xadd(f"orders.{created_at.partition}", first | {"data": '{"order_id":"o-1","state":"shipped"}'})
+        await eventually(lambda: _shipped("o-1"))
+        await eventually(lambda: len(seen.legacy) == 2)
+    assert OrderStatusUpdated(order_id="o-1", status="shipped") in [event for event, _ in seen.legacy]
+
+
 async def test_a_view_by_customer_of_a_topic_by_order(working: Working) -> None:
     async with working():
         for n in range(6):
@@ -341,6 +359,11 @@ async def test_a_view_by_customer_of_a_topic_by_order(working: Working) -> None:
 async def _paid(customer_id: str, amount: int) -> bool:
     row = await customer_view.get(customer_id)
     return row is not None and row.paid == amount
+
+
+async def _shipped(order_id: str) -> bool:
+    row = await order_view.get(order_id)
+    return row is not None and row.status == "shipped"
 
 
 async def _count_is(number: int) -> bool:
