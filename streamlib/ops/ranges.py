@@ -73,8 +73,8 @@ async def ranges_of(
         end = held.last if asked.end is None else min(held.last, asked.end, key=entry_order)
         if _lacks_beginning(held, start):
             gone.append(f"{stream} begins with {held.first}" if held.first else f"{stream} holds nothing any more")
-        if held.deleted != _ZERO and entry_order(start) <= entry_order(held.deleted):
-            notes.append(f"entries of {stream} up to {held.deleted} were deleted by hand; they are missing here")
+        if held.first and max(entry_order(start), entry_order(held.first)) <= entry_order(held.deleted):
+            notes.append(f"entries of {stream} up to {held.deleted} were deleted by hand; some may be missing here")
         found.append(Range(start, end, held.delivered if held.delivered is not None else end, held.removed))
     if gone and asked.start == FIRST:
         notes.append(f"what was before is gone: {'; '.join(gone)}")

@@ -20,6 +20,7 @@ def test_the_keys_of_a_topic_with_one_partition() -> None:
     assert keys.again("email") == "{orders}:again:email"
     assert keys.dead("email") == "{orders}:dead:email"
     assert keys.suspect("email") == "{orders}:suspect:email"
+    assert keys.replay("email") == "{orders}:replay:email"
     assert keys.producers() == "{orders}:producers"
     assert keys.dedup("e-1") == "{orders}:dedup:e-1"
     assert keys.owner("email") == "{orders}:owner:email"
@@ -41,6 +42,7 @@ def test_the_registry_is_ours_alone() -> None:
     assert Keys().views() == "streamlib:views"
     assert Keys().workers() == "streamlib:workers"
     assert Keys().group("orders", "email") == "streamlib:group:orders:email"
+    assert Keys().replay("orders", "email") == "streamlib:replay:orders:email"
     assert Keys("shop").topics() == "streamlib:shop:topics"
     assert Keys("shop").group("orders", "email") == "streamlib:shop:group:orders:email"
 
@@ -60,7 +62,7 @@ def test_every_key_of_a_partition_lies_in_its_slot(
         keys.idem(group, free_text), keys.retry(group), keys.retry_body(group), keys.again(group),
         keys.dead(group), keys.suspect(group), keys.producers(), keys.dedup(free_text), keys.owner(group),
         keys.view(group, 1), keys.row(group, 1, free_text), keys.exact(group, 1, "field", free_text),
-        keys.sorted_by(group, 1, "field"),
+        keys.sorted_by(group, 1, "field"), keys.replay(group),
     ]  # fmt: skip
     assert {key_slot(key.encode()) for key in every} == {key_slot(keys.stream.encode())}
 
@@ -68,7 +70,7 @@ def test_every_key_of_a_partition_lies_in_its_slot(
 @given(names=st.sets(NAMES, min_size=2, max_size=2), event_id=st.text(min_size=1, max_size=20))
 def test_two_groups_never_share_a_key(names: set[str], event_id: str) -> None:
     keys, (one, other) = StreamKeys("orders"), sorted(names)
-    for make in (keys.retry, keys.retry_body, keys.again, keys.dead, keys.suspect, keys.owner):
+    for make in (keys.retry, keys.retry_body, keys.again, keys.dead, keys.suspect, keys.owner, keys.replay):
         assert make(one) != make(other)
     assert keys.idem(one, event_id) != keys.idem(other, event_id)
 
