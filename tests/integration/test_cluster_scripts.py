@@ -11,7 +11,20 @@ from typing import Any
 import pytest
 
 import streamlib.redisio
-from streamlib import App, Context, Event, Exact, Ordered, Prefix, ReadModel, Reject, Retry
+from streamlib import (
+    Aggregate,
+    App,
+    Command,
+    Context,
+    Event,
+    Exact,
+    Ordered,
+    Prefix,
+    ReadModel,
+    Reject,
+    Retry,
+    applies,
+)
 from streamlib.ops.dead_letters import DeadLetters, Filters
 from streamlib.ops.pace import Pace
 from streamlib.ops.ranges import BEGIN, Asked
@@ -43,6 +56,19 @@ class Balance(ReadModel):
     account: str
     moves: int
     total: Decimal
+
+
+class Account(Aggregate):
+    total: int = 0
+
+    @applies(Moved)
+    def moved(self, event: Moved) -> None:
+        self.total += event.n
+
+
+class Move(Command):
+    account: str
+    n: int
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +105,25 @@ async def test_a_script_that_reaches_into_another_slot_is_refused(cluster: Clust
     async with app:
         with pytest.raises(CLIENT_ERRORS, match=r"do not hash to the same slot|non local key"):
             await wrong.run(app.redis, ["orders"], [])
+
+
+async def commands_are_answered(url: str) -> None:
+    """The scripts of aggregates and of the answers of commands."""
+    app = App("teller", settings=settings(url))
+    accounts = app.repository(Account, app.topic("saves", Moved, key="account", partitions=PARTITIONS))
+
+    @app.command_handler
+    async def move(command: Move) -> int:
+        account = await accounts.load_or_new(command.account)
+        account.record(Moved(account=account.id, n=command.n))
+        await accounts.save(account)
+        return account.total
+
+    async with app:
+        for n in range(PARTITIONS * 2):
+            answers = [await app.dispatch(Move(account=f"a{n}", n=7), idempotency_key=f"key-{n}") for _ in range(2)]
+            assert [answer.value for answer in answers] == [7, 7]
+            assert (await accounts.load(f"a{n}")).total == 7
 
 
 async def test_every_script_keeps_to_its_slot(cluster: ClusterTopology, used: set[str]) -> None:
@@ -136,4 +181,5 @@ async def test_every_script_keeps_to_its_slot(cluster: ClusterTopology, used: se
             await eventually(lambda: outcomes(app, "mail").get("ok") == 2 * EVENTS)
         await trim_once(app.redis, app.keys, moves.spec, RetentionSettings(max_len=1))
         await remove(app.redis, app.keys, "moves", "mail")
+    await commands_are_answered(cluster.url)
     assert used == ALL, f"not run: {sorted(ALL - used)}"
