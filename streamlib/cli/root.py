@@ -30,6 +30,7 @@ COMMANDS = {
     "info": Lazy("streamlib.cli.info", "Show topics and groups: lag, pending, retrying, dead."),
     "dlq": Lazy("streamlib.cli.dlq", "List, show, replay and purge dead letters."),
     "replay": Lazy("streamlib.cli.replay", "Run a range of a topic again for one group, or write it into a file."),
+    "rebuild": Lazy("streamlib.cli.rebuild", "Rebuild a view beside the live one, without downtime."),
     "groups": Lazy("streamlib.cli.groups", "List, create, pause, resume and remove groups."),
     "keys": Lazy("streamlib.cli.keys", "List failing keys of ordered groups; resume or skip halted ones."),
     "ps": Lazy("streamlib.cli.ps", "Show the workers that live, and what each owns."),
