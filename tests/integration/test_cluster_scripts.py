@@ -32,6 +32,7 @@ from streamlib.ops.removal import remove
 from streamlib.ops.replay import Replay as RangeReplay
 from streamlib.redisio.connection import SyncClient
 from streamlib.redisio.failures import CLIENT_ERRORS
+from streamlib.redisio.generations import ViewName, begin
 from streamlib.redisio.key_states import halted_count, resume, skip
 from streamlib.redisio.retention import trim_once
 from streamlib.redisio.scripts import Arg, Executes, Script
@@ -181,5 +182,6 @@ async def test_every_script_keeps_to_its_slot(cluster: ClusterTopology, used: se
             await eventually(lambda: outcomes(app, "mail").get("ok") == 2 * EVENTS)
         await trim_once(app.redis, app.keys, moves.spec, RetentionSettings(max_len=1))
         await remove(app.redis, app.keys, "moves", "mail")
+        assert await begin(app.redis, app.keys, ViewName("moves", "balances"), 2, "a fingerprint")
     await commands_are_answered(cluster.url)
     assert used == ALL, f"not run: {sorted(ALL - used)}"
