@@ -25,6 +25,7 @@ _REQUIRED = (b"id", b"type", b"v", b"key", b"data")
 _OPTIONAL = (b"ts", b"corr", b"cause", b"traceparent", b"h")
 _KNOWN = frozenset(_REQUIRED + _OPTIONAL)
 _headers = msgspec.json.Decoder(dict[str, str])
+_NEVER_NAN = frozenset({str, int, bool, bytes, type(None)})
 
 
 class Codec(Protocol):
@@ -285,6 +286,8 @@ def _find_nan(value: Any, label: str) -> None:
 
 def refuse_nan(value: Any, label: str) -> None:
     """Raise PublishError if a NaN or an infinity stands anywhere in `value`: JSON would store it as null."""
+    if type(value) in _NEVER_NAN:
+        return
     if isinstance(value, float | Decimal):
         if not (value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)):
             raise PublishError(f"{label} is {value}: NaN and infinity cannot be stored")
