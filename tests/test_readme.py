@@ -48,7 +48,7 @@ def in_shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_first_app_runs_as_written(shop: Path) -> None:
-    (session,) = [text for text in blocks("console") if "shop:app" in text]
+    (session,) = [text for text in blocks("console") if "check shop:app" in text and "publish" in text]
     script = session.replace("--burst\n", "--burst --http 127.0.0.1:0\n")  # the default port may be taken here
     done = in_shell(script, shop)
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def test_the_first_app_runs_as_written(shop: Path) -> None:
 
 
 def test_the_operator_commands_run_as_written(shop: Path) -> None:
-    (first,) = [text for text in blocks("console") if "shop:app" in text]
+    (first,) = [text for text in blocks("console") if "check shop:app" in text and "publish" in text]
     (session,) = [text for text in blocks("console") if "groups pause" in text]
     prepare = "\n".join(line for line in first.splitlines() if line.startswith(("export", "streamlib publish")))
     done = in_shell(f"{prepare}\n{session}", shop)
@@ -87,6 +87,33 @@ def test_the_example_of_order_and_scale_runs(shop: Path) -> None:
     (shop / "scale.py").write_text(words + example)
     done = in_shell("export STREAMLIB_REDIS_URL=embedded://data\nstreamlib run scale:app --burst --no-http", shop)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_example_of_event_sourcing_runs(shop: Path) -> None:
+    (example,) = [text for text in blocks("python") if "app.repository" in text]
+    calls = "\n\nif __name__ == '__main__':\n    import asyncio\n    asyncio.run(main())\n"
+    (shop / "bank.py").write_text(example + calls)
+    worker = "streamlib run bank:app --no-http & worker=$!"
+    session = (
+        f"export STREAMLIB_REDIS_URL=embedded://data\n{worker}\npython_of_tests bank.py\nkill $worker\nwait $worker"
+    )
+    done = in_shell(session, _with_python(shop))
+    assert done.returncode == 0, done.stderr
+    rows = [f"BalanceRow(account_id='acc-{n}', balance=Decimal('{amount}'))" for n, amount in ((1, 30), (2, 5))]
+    assert done.stdout.strip() == f"True 2 {' '.join(rows)}"
+
+
+def test_the_schemas_are_as_written(shop: Path) -> None:
+    (example,) = [text for text in blocks("python") if "app.upcast" in text]
+    (session,) = [text for text in blocks("console") if "schema check" in text]
+    done = in_shell(session, shop)
+    assert done.returncode == 0, done.stderr
+    assert "nothing has changed since schemas.json was written" in done.stderr
+    with (shop / "shop.py").open("a") as file:
+        file.write(f"\n\n{example}")
+    done = in_shell(session.splitlines()[-1], shop)
+    assert done.returncode == 0, done.stderr
+    assert "topic added" in done.stdout
 
 
 def test_the_testing_example_runs(shop: Path) -> None:
