@@ -37,6 +37,7 @@ class Snapshots:
                 "have, or leave snapshot_every out"
             ) from error
         self._state = state
+        self._told = False
 
     def encode(self, aggregate: Aggregate, commit_id: str) -> bytes | None:
         """The aggregate as of its last stored event; None, and a warning, when its state would not come back equal."""
@@ -48,12 +49,15 @@ class Snapshots:
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             changed = [str(error)]
         if changed:
-            log.warning(
+            # Every further save tries again: one line for the class is enough.
+            log.log(
+                logging.DEBUG if self._told else logging.WARNING,
                 "%s gets no snapshot, for its state would not come back as it is: %s; annotate each field with the "
                 "type of its values",
                 label_of(aggregate),
                 ", ".join(changed),
             )
+            self._told = True
             return None
         return f"{self.stamp} {aggregate.version} {aggregate._kept.entry_id} {commit_id} ".encode() + raw
 
