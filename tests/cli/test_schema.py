@@ -123,3 +123,21 @@ def test_a_hole_in_a_chain_is_told_when_the_app_is_checked(cli: Cli, shop: Path,
     assert done.code == 2
     assert "version 1 is raised to 2, but nothing raises version 2 to 3" in done.err
     assert "add @app.upcast(OrderStatusUpdated, from_version=2)" in done.err
+
+
+def test_a_line_of_an_older_version_is_published_as_its_class_has_it(
+    cli: Cli, shop: Path, redis_url: str, client: Any
+) -> None:
+    """An archive has events as they were stored: `streamlib publish` reads them whatever the release."""
+    (shop / "repaired.py").write_text(REPAIRED)
+    data = {"order_id": "o-1", "state": "shipped", "total": "9.90"}
+    lines = [{"type": "OrderStatusUpdated", "version": 1, "data": one} for one in (data, {"order_id": "o-2"})]
+    text = "\n".join(map(json.dumps, lines))
+    done = cli("publish", "repaired:app", "orders", "--redis", redis_url, "--json", stdin=text)
+    assert (done.code, done.json["published"]) == (6, 1)
+    assert "line 2: OrderStatusUpdated : the upcaster state_became_status failed on data of version 1" in done.err
+    [(_, fields)] = client.xrange("orders")
+    assert (fields[b"v"], json.loads(fields[b"data"])) == (
+        b"2",
+        {"order_id": "o-1", "status": "shipped", "total": "9.90"},
+    )
