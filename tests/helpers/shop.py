@@ -2,6 +2,9 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
+
+import redis
 
 from streamlib import App
 from tests.helpers.delivering import settings
@@ -14,3 +17,9 @@ async def open_shop(url: str) -> AsyncIterator[App]:
     app.configure(settings(url))
     async with app:
         yield app
+
+
+def everything(client: redis.Redis) -> dict[bytes, Any]:
+    """Every key with its serialized value: equal before and after means that nothing was written."""
+    keys: Any = client.keys()
+    return {key: client.dump(key) for key in keys}

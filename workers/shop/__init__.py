@@ -3,7 +3,7 @@
 Importing a module declares what it holds. Whoever runs the app imports this package, so that nothing is left out.
 """
 
-from workers.shop import idempotency, notifications
+from workers.shop import accounts, idempotency, notifications, orders, products
 from workers.shop.app import app
 
-__all__ = ["app", "idempotency", "notifications"]
+__all__ = ["accounts", "app", "idempotency", "notifications", "orders", "products"]

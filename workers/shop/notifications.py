@@ -90,10 +90,11 @@ def deliver(event: UserRegistered, key: str) -> None:
     A run may be repeated (its worker died before Redis heard of the end), so the receiver must tell a repeat: the
     idempotency key names the file, and a mail that comes twice is one file.
     """
+    name = quote(key, safe=":")
     mail = EmailMessage()
     mail["To"] = event.email
     mail["Subject"] = f"Welcome, {event.name}"
-    mail["Message-ID"] = f"<{quote(key, safe='')}@shop.example>"
+    mail["Message-ID"] = f"<{name}@shop.example>"
     outbox = Path(os.environ.get(OUTBOX_ENV, "outbox"))
     outbox.mkdir(parents=True, exist_ok=True)
-    (outbox / f"{quote(key, safe='')}.eml").write_bytes(bytes(mail))
+    (outbox / f"{name}.eml").write_bytes(bytes(mail))
