@@ -72,6 +72,11 @@ def stored_name(name: str, version: int) -> str:
     return name if version == 1 and not _ENDS_LIKE_A_VERSION.search(name) else f"{name}@{version}"
 
 
+def type_of_stored(name: str) -> str:
+    """The type in what `stored_name` made."""
+    return name.rpartition("@")[0] if _ENDS_LIKE_A_VERSION.search(name) else name
+
+
 def check_resolvable(cls: type[Struct]) -> None:
     """Raise DeclarationError when an annotation of `cls` cannot be resolved or is no type that can be stored."""
     try:

@@ -16,6 +16,7 @@ from streamlib.cli.options import Given, json_option, shared_options
 from streamlib.cli.output import agree, note, print_counts, print_json, print_table, progress, when
 from streamlib.cli.session import Session, connected
 from streamlib.errors import DeclarationError, RedisUnavailable
+from streamlib.event import type_of_stored
 from streamlib.message import entry_order
 from streamlib.ops.pace import Pace
 from streamlib.ops.range_file import RangeFile
@@ -174,7 +175,7 @@ def _replay(session: Session, asked: Asked, group: str) -> Replay:
 
 
 async def _tell_unknown_types(session: Session, asked: Asked, group: str) -> None:
-    handled = await live_types(session.redis, session.keys, asked.topic, group)
+    handled = {type_of_stored(name) for name in await live_types(session.redis, session.keys, asked.topic, group)}
     for name in sorted(asked.types - handled):
         known = ", ".join(sorted(handled)) or "nothing yet"
         note(f"no worker of group {group} has ever handled type {name}; it handles {known}")

@@ -12,7 +12,7 @@ import pytest
 from streamlib.app import App
 from streamlib.codec import Codec, FlatCodec, NativeCodec, RawCodec
 from streamlib.errors import DeclarationError, DecodeError, SchemaError, UnknownType
-from streamlib.event import Command, Event, Registry, stored_name
+from streamlib.event import Command, Event, Registry, stored_name, type_of_stored
 from streamlib.message import Message
 from streamlib.topic import TopicSpec, raise_version
 
@@ -338,6 +338,7 @@ def test_names_of_types_and_versions_are_never_mistaken_for_each_other() -> None
     pairs = [("T", 1), ("T", 2), ("T@2", 1), ("T@2", 2), ("T@2@1", 1), ("T@", 1), ("T@x", 3)]
     assert len({stored_name(name, version) for name, version in pairs}) == len(pairs)
     assert (stored_name("T", 1), stored_name("T", 2)) == ("T", "T@2")
+    assert [type_of_stored(stored_name(name, version)) for name, version in pairs] == [name for name, _ in pairs]
 
 
 def test_a_class_stands_for_its_version_and_those_that_are_raised_to_it() -> None:
