@@ -14,11 +14,9 @@ from tests.helpers.shop import everything, open_shop
 from workers.shop.accounts import (
     SNAPSHOT_EVERY,
     Deposit,
-    MoneyDeposited,
     OpenAccount,
     Overdraft,
     Withdraw,
-    accounts,
     bank,
     statement,
 )
@@ -135,4 +133,3 @@ async def test_what_was_saved_is_published_too(redis_url: str, client: redis.Red
         assert position is not None
         stored: Any = client.xrange(f"accounts.{position.partition}", position.entry_id, position.entry_id)
         assert [fields[b"type"] for _, fields in stored] == [b"MoneyDeposited"]
-        assert accounts.spec.registry.find("MoneyDeposited", 1) is MoneyDeposited
