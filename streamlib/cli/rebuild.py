@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,10 +21,12 @@ from streamlib.errors import NotFound, Refused
 from streamlib.ops import views
 from streamlib.ops.comparing import Difference
 from streamlib.ops.dropping import drop
-from streamlib.ops.rebuild import Rebuild, Result, roll_back
+from streamlib.ops.histories import AggregateHistory, FileHistory
+from streamlib.ops.rebuild import Rebuild, Result, Source, roll_back
 from streamlib.ops.views import View
 
 _COLUMNS = ("view", "topic", "generation", "role", "group", "rows", "behind", "fed")
+Flags = dict[str, Any]
 _ACTS = ("rollback", "drop", "abandon", "list")
 
 
@@ -37,11 +40,16 @@ _ACTS = ("rollback", "drop", "abandon", "list")
 @click.option("--restart", is_flag=True, help="Start over, though a rebuild by the same code broke off.")
 @click.option("--require-equal", is_flag=True, help="Refuse to switch when rows differ, whatever --yes says.")
 @click.option("--no-switch", is_flag=True, help="Build and compare only; run again to catch up and switch.")
+@click.option("--from-aggregates", is_flag=True, help="Of a trimmed topic: begin with what the aggregates keep.")
+@click.option(
+    "--from", "file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Of a trimmed topic: begin with this file, as `streamlib replay --out` wrote it.",
+)  # fmt: skip
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @json_option
 @shared_options
-def command(given: Given, app_path: str, view_name: str | None, as_json: bool, **flags: bool) -> None:
+def command(given: Given, app_path: str, view_name: str | None, as_json: bool, **flags: Any) -> None:
     """Rebuild VIEW of APP, given as module:attribute, from its topic, while workers and readers go on.
 
     The code that is here folds the whole topic into a new generation beside the live one, catches up, compares both,
@@ -51,6 +59,8 @@ def command(given: Given, app_path: str, view_name: str | None, as_json: bool, *
     acts = [name for name in _ACTS if flags[f"{name}_" if name in ("drop", "list") else name]]
     if len(acts) > 1:
         raise click.UsageError(f"--{acts[0]} and --{acts[1]} at once: which one?")
+    if flags["from_aggregates"] and flags["file"] is not None:
+        raise click.UsageError("--from-aggregates and --from at once: which one?")
     if view_name is None and acts != ["list"]:
         raise click.UsageError("which view? Name it, or look at all of them with --list")
     app = load_app(app_path)
@@ -60,7 +70,7 @@ def command(given: Given, app_path: str, view_name: str | None, as_json: bool, *
     asyncio.run(act(app, view_name, flags, as_json))
 
 
-async def _list(app: App, view_name: str | None, flags: dict[str, bool], as_json: bool) -> None:
+async def _list(app: App, view_name: str | None, flags: Flags, as_json: bool) -> None:
     async with connected(app.settings) as session:
         wanted = [view_name] if view_name is not None else sorted(app.projections)
         found = [row for name in wanted for row in await views.rows(_view(app, name, session))]
@@ -71,9 +81,9 @@ async def _list(app: App, view_name: str | None, flags: dict[str, bool], as_json
     print_table(_COLUMNS, cells, empty="the app has no projections")
 
 
-async def _rebuild(app: App, view_name: str | None, flags: dict[str, bool], as_json: bool) -> None:
+async def _rebuild(app: App, view_name: str | None, flags: Flags, as_json: bool) -> None:
     async with _opened(app, view_name) as view:
-        job = Rebuild(view, restart=flags["restart"])
+        job = Rebuild(view, restart=flags["restart"], history=_history(view, flags))
         outlook = await job.look()
         about = {"view": view.projection.name, "topic": view.projection.topic.name}
         if flags["dry_run"]:
@@ -95,7 +105,13 @@ async def _rebuild(app: App, view_name: str | None, flags: dict[str, bool], as_j
         )
 
 
-def _consent(view: View, flags: dict[str, bool]) -> Callable[[Difference], Awaitable[bool]]:
+def _history(view: View, flags: Flags) -> Source | None:
+    if flags["from_aggregates"]:
+        return AggregateHistory(view)
+    return FileHistory(view, flags["file"]) if flags["file"] is not None else None
+
+
+def _consent(view: View, flags: Flags) -> Callable[[Difference], Awaitable[bool]]:
     async def consent(found: Difference) -> bool:
         if flags["no_switch"]:
             return False
@@ -115,7 +131,7 @@ def _consent(view: View, flags: dict[str, bool]) -> Callable[[Difference], Await
     return consent
 
 
-async def _roll_back(app: App, view_name: str | None, flags: dict[str, bool], as_json: bool) -> None:
+async def _roll_back(app: App, view_name: str | None, flags: Flags, as_json: bool) -> None:
     async with _opened(app, view_name) as view:
         now = await view.standing()
         about: dict[str, Any] = {"view": view.projection.name, "topic": view.projection.topic.name}
@@ -130,15 +146,15 @@ async def _roll_back(app: App, view_name: str | None, flags: dict[str, bool], as
         print_counts(about | {"live": after.live, "kept": after.kept}, as_json=as_json)
 
 
-async def _drop(app: App, view_name: str | None, flags: dict[str, bool], as_json: bool) -> None:
+async def _drop(app: App, view_name: str | None, flags: Flags, as_json: bool) -> None:
     await _delete(app, view_name, flags, as_json, "kept")
 
 
-async def _abandon(app: App, view_name: str | None, flags: dict[str, bool], as_json: bool) -> None:
+async def _abandon(app: App, view_name: str | None, flags: Flags, as_json: bool) -> None:
     await _delete(app, view_name, flags, as_json, "building")
 
 
-async def _delete(app: App, view_name: str | None, flags: dict[str, bool], as_json: bool, role: str) -> None:
+async def _delete(app: App, view_name: str | None, flags: Flags, as_json: bool, role: str) -> None:
     async with _opened(app, view_name) as view:
         now = await view.standing()
         generation = now.dropping or (now.kept if role == "kept" else now.building)

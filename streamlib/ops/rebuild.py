@@ -15,10 +15,12 @@ from streamlib.message import entry_order
 from streamlib.ops.comparing import Difference, compare
 from streamlib.ops.dropping import drop
 from streamlib.ops.fingerprint import fingerprint
+from streamlib.ops.histories import AggregateHistory, FileHistory
 from streamlib.ops.views import View
 from streamlib.redisio import generations, registry
 from streamlib.redisio.generations import Standing
 from streamlib.redisio.view_state import Extent
+from streamlib.worker.history import is_half
 from streamlib.worker.projector import LOOK_S
 from streamlib.worker.rebuilding import Builder
 
@@ -56,6 +58,9 @@ class Result(Struct, frozen=True, kw_only=True):
 Consent = Callable[[Difference], Awaitable[bool]]
 """Whether to switch, given how the two differ; False leaves what was built as it is. May raise Refused."""
 
+Source = AggregateHistory | FileHistory
+"""Where the past of a trimmed topic comes from."""
+
 Advance = Callable[[int, int], None]
 """Hears how many events are folded, of how many."""
 
@@ -63,10 +68,11 @@ Advance = Callable[[int, int], None]
 class Rebuild:
     """One rebuild of one view. `look` writes nothing."""
 
-    def __init__(self, view: View, *, restart: bool = False) -> None:
+    def __init__(self, view: View, *, restart: bool = False, history: Source | None = None) -> None:
         self._view = view
         self._restart = restart
-        self._fingerprint = fingerprint(view.projection, "stream")
+        self._history = history
+        self._fingerprint = fingerprint(view.projection, history.told if history is not None else "stream")
 
     async def look(self) -> Outlook:
         """What `run` would do. Raises NotFound, Refused where it cannot be done, and what the client raises."""
@@ -79,9 +85,11 @@ class Rebuild:
             )
         if now.dropping:
             raise Refused(f"generation {now.dropping} of {view.label} is half deleted: finish that first (--drop)")
+        await self._check_past()
         extents = await view.extents()
-        check_whole(view, extents)
         goes_on = bool(now.building) and now.fingerprint == self._fingerprint and not self._restart
+        if goes_on:
+            goes_on = not any(is_half(head.checkpoint) for head in await view.heads(now.building))
         return Outlook(
             generation=now.building or now.next,
             live=now.live,
@@ -116,9 +124,16 @@ class Rebuild:
         finally:
             await builder.give_turn()
 
+    async def _check_past(self) -> None:
+        """Raise Refused where events are missing that the view was made from."""
+        if self._history is not None:
+            await self._history.check()
+        else:
+            check_whole(self._view, await self._view.extents())
+
     def _builder(self, generation: int) -> Builder:
         view = self._view
-        return Builder(view.projection, generation, view.redis, view.keys, view.settings)
+        return Builder(view.projection, generation, view.redis, view.keys, view.settings, self._history)
 
     async def _start_over(self, outlook: Outlook) -> None:
         """Delete what was begun by other code, unless somebody still builds it."""
@@ -135,7 +150,7 @@ class Rebuild:
         if now.building != generation or now.fingerprint != self._fingerprint:
             raise Refused(f"{view.label} was changed by somebody else meanwhile; look at it again")
         await registry.declare_group(view.redis, view.keys, topic, view.group(generation), "projection", types)
-        check_whole(view, await view.extents())
+        await self._check_past()
         declare = partial(generations.declare_view, view.redis, view.keys, topic.name, view.projection.name)
         await view.ask(declare)
         return now

@@ -6,12 +6,14 @@ import logging
 import time
 from typing import Any
 
-from streamlib.errors import RedisError
+from streamlib.errors import RedisError, StreamlibError
 from streamlib.message import entry_time_ms
 from streamlib.metrics.worker import GroupMetrics
-from streamlib.redisio.commits import Answer, Verdict, commit, load
+from streamlib.redisio.commits import Answer, Batch, Verdict, commit, load
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.dead_letter import Failure
+from streamlib.redisio.indexes import ViewKeys
+from streamlib.redisio.view_state import extent_of
 from streamlib.worker.folding import Folded, Folder, Prepared, Stop
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,27 @@ class Applier:
             prepared = prepared[folded.consumed :]
         return Answer(Verdict.OK)
 
+    async def jump(self, entry_id: str, added: int) -> None:
+        """Go on behind this entry, the `added`th of the stream, without folding. Raises StreamlibError when fenced."""
+        if entry_id == self.checkpoint:
+            return
+        keys, read = self.folder.keys, await self._redis.persist(self._read, give_up_s=None)
+        batch = Batch(
+            old=self.checkpoint, new=entry_id, entries=added - read, marks={}, rows={}, row_delta=0, indexes={},
+            inexact=(), dead=(),
+        )  # fmt: skip
+        answer = await self._commit(keys, batch)
+        if answer.verdict is not Verdict.OK:
+            why = f"{answer.verdict.value} {answer.detail}"
+            raise StreamlibError(f"{keys.head} could not be moved to {entry_id}: {why}")
+        self.checkpoint = entry_id
+
+    async def _read(self) -> int:
+        """How many entries the script will count from."""
+        known = await self._redis.execute("HGET", self.folder.keys.head, "read")
+        extent = await extent_of(self._redis, self.folder.keys.stream.stream)
+        return int(known) if known is not None else extent.added - extent.length
+
     async def _one_by_one(self, prepared: list[Prepared]) -> Answer | Stop:
         for one in prepared:
             result = await self.apply([one])
@@ -81,19 +104,21 @@ class Applier:
         folded = folder.fold(prepared, loaded, self.checkpoint)
         if not folded.consumed:
             return folded, Answer(Verdict.OK)
-        answer = await self._redis.persist(
+        return folded, await self._commit(folder.keys, folded.batch)
+
+    async def _commit(self, keys: ViewKeys, batch: Batch) -> Answer:
+        return await self._redis.persist(
             lambda: commit(
                 self._redis,
-                folder.keys,
+                keys,
                 self._group,
                 owner=self._owner,
                 epoch=self._epoch,
                 window_ms=self._window_ms,
-                batch=folded.batch,
+                batch=batch,
             ),
             give_up_s=None,
         )
-        return folded, answer
 
     def _committed(self, folded: Folded, prepared: list[Prepared], answer: Answer) -> None:
         self.folder.accept(folded)

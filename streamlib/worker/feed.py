@@ -11,13 +11,15 @@ from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.indexes import ViewKeys, group_of
 from streamlib.settings import Settings
+from streamlib.worker.history import History
 from streamlib.worker.ownership import Shares
 from streamlib.worker.pausing import Gate
 from streamlib.worker.projection import Projection
 
 
 class Feed(Struct, frozen=True, kw_only=True):
-    """`rebuilding`: history is folded, so copies are told by the stream's own time, not by idempotency keys."""
+    """`rebuilding`: history is folded, so copies are told by the stream's own time, not by idempotency keys. `history`
+    is what is folded before the streams, where they were trimmed."""
 
     projection: Projection[Any]
     generation: int
@@ -28,6 +30,7 @@ class Feed(Struct, frozen=True, kw_only=True):
     metrics: GroupMetrics
     gate: Gate = field(default_factory=Gate)
     rebuilding: bool = False
+    history: History | None = None
 
     @property
     def group(self) -> str:

@@ -24,10 +24,11 @@ MAX_CACHED_ROWS = 10_000
 
 
 class RawEntry(Struct, frozen=True):
-    """An entry as it was read."""
+    """An entry as it was read. `position` is the checkpoint behind it where that is not its own id: of the past."""
 
     id: str
     fields: Fields
+    position: str = ""
 
 
 class Prepared(Struct):
@@ -224,7 +225,8 @@ class _Run:
             if one.row_id in self._staged:
                 size += sum(map(len, self._staged[one.row_id].fields.values()))
             consumed += 1
-        new = self._prepared[consumed - 1].entry.id if consumed else checkpoint
+        last = self._prepared[consumed - 1].entry if consumed else None
+        new = (last.position or last.id) if last is not None else checkpoint
         return self._finish(checkpoint, new, consumed, halted)
 
     def _fold_one(self, one: Prepared) -> Failure | None:
@@ -279,7 +281,7 @@ class _Run:
         at_ms, seen = entry_time_ms(one.entry.id), self._folder.seen
         self._settled.pop(one.message.id, None)  # again, a window later: it stands behind what came in between
         self._settled[one.message.id] = at_ms
-        if seen is None or seen.is_young(at_ms):
+        if seen is None or (not one.entry.position and seen.is_young(at_ms)):
             self._marks[one.message.id] = state
 
     def _finish(self, old: str, new: str, consumed: int, halted: Stop | None) -> Folded:

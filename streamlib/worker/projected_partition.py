@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from enum import Enum
 from typing import Any, TypeVar
 
-from streamlib.errors import RedisError
-from streamlib.message import entry_order
+from streamlib.errors import StreamlibError
+from streamlib.message import entry_order, entry_time_ms
 from streamlib.redisio.commits import MAX_BYTES, MAX_EVENTS, Verdict
 from streamlib.redisio.connection import Lane
 from streamlib.redisio.failures import CLIENT_ERRORS
@@ -19,6 +19,7 @@ from streamlib.redisio.view_state import ROLLED_BACK, START, ViewHead, mark_halt
 from streamlib.worker.applying import Applier
 from streamlib.worker.feed import Feed
 from streamlib.worker.folding import Folder, RawEntry, Stop
+from streamlib.worker.history import fold_history
 from streamlib.worker.loops import NEVER, Never, cancel, first_set, unless
 from streamlib.worker.seen import seen_before
 
@@ -71,7 +72,7 @@ class ProjectedPartition:
             try:
                 await self._turn(stop)
                 self.halted = ""
-            except (*CLIENT_ERRORS, RedisError) as error:
+            except (*CLIENT_ERRORS, StreamlibError) as error:
                 self._halt("projection_failed", str(error))
                 await first_set(stop, timeout_s=self._settings.reclaim_ms / 1000)
 
@@ -110,6 +111,11 @@ class ProjectedPartition:
             self._halt("projection_halted", f"{head.halted}: rebuild the view")
             return Leave.HALTED
         applier, gate = await self._applier(), self._feed.gate
+        history = self._feed.history
+        if history is not None and not entry_time_ms(self.checkpoint):
+            if isinstance(await self._unless_over(fold_history(history, self.partition, applier)), Never):
+                return self._why_over(stop)
+            self.checkpoint = applier.checkpoint
         reading = self._read_after(lane, self.checkpoint)
         try:
             while True:

@@ -20,6 +20,7 @@ from streamlib.redisio.indexes import group_of
 from streamlib.redisio.ownership import owner_of, release, take
 from streamlib.settings import Settings
 from streamlib.worker.feed import Feed
+from streamlib.worker.history import History
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.loops import end
 from streamlib.worker.ownership import Shares
@@ -37,7 +38,13 @@ class Builder:
     """The one process that folds a generation; the owner of its first partition keeps everybody else out."""
 
     def __init__(
-        self, projection: Projection[Any], generation: int, redis: RedisDoor, keys: Keys, settings: Settings
+        self,
+        projection: Projection[Any],
+        generation: int,
+        redis: RedisDoor,
+        keys: Keys,
+        settings: Settings,
+        history: History | None = None,
     ) -> None:
         self.name = f"rebuild-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._redis = redis
@@ -69,6 +76,7 @@ class Builder:
             shares=self._shares,
             metrics=metrics,
             rebuilding=True,
+            history=history,
         )
         self._partitions = [ProjectedPartition(self._feed, number) for number in range(topic.partitions)]
 

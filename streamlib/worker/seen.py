@@ -38,6 +38,10 @@ class Seen:
         for event_id in [*self._older_than(oldest_ms)]:
             del self._at_ms[event_id]
 
+    def forget(self) -> None:
+        """Nothing was settled, as far as is known."""
+        self._at_ms.clear()
+
     def is_young(self, at_ms: int) -> bool:
         """Whether an event of that time may still meet copies after the rebuild."""
         return at_ms > time.time() * 1000 - self.window_ms
@@ -55,7 +59,7 @@ async def seen_before(redis: RedisDoor, codec: Codec, stream: str, checkpoint: s
     """What a rebuild that goes on behind `checkpoint` has to know. Raises what the client raises."""
     seen = Seen(window_ms)
     if not entry_time_ms(checkpoint):
-        return seen
+        return seen  # before the first entry of the stream
     after = f"{max(entry_time_ms(checkpoint) - window_ms, 0)}-0"
     first = after
     while True:

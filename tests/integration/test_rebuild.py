@@ -21,6 +21,7 @@ from streamlib.redisio.generations import Standing, ViewName
 from streamlib.redisio.ownership import take
 from streamlib.redisio.retention import trim_once
 from streamlib.settings import RetentionSettings
+from streamlib.worker.history import End, Past
 from tests.helpers.projecting import TOPIC, VIEW, Moved, Opened, Rig
 from tests.helpers.waiting import eventually
 
@@ -41,6 +42,10 @@ def view_of(rig: Rig) -> View:
 
 async def declare(rig: Rig) -> None:
     await rig.door.execute("HSET", rig.keys.topics(), TOPIC, rig.topic.partitions, f"{TOPIC}:{VIEW}", "projection")
+
+
+async def yes(_: Difference) -> bool:
+    return True
 
 
 async def rebuilt(rig: Rig, *, switch: bool = True) -> Result:
@@ -181,6 +186,36 @@ async def test_a_fold_that_halts_the_view_stops_its_rebuild_there(redis_url: str
         with pytest.raises(StreamlibError, match="stands still"):
             await rebuilt(rig)
         assert client.hget(NEW, "read") == b"1", "the next run went on with it"
+
+
+class PastOfAnother:
+    """A history whose events are of another row than it says."""
+
+    told = "aggregates"
+
+    def __init__(self, rig: Rig) -> None:
+        self._topic = rig.topic
+
+    async def check(self) -> None:
+        """Nothing is missing."""
+
+    async def end(self, partition: int) -> End:
+        return End("5-0", 0)
+
+    async def events(self, partition: int, end: End) -> AsyncIterator[list[Past]]:
+        message = self._topic.message(Opened(account="a", owner="o"), event_id="e")
+        yield [Past("1-0", self._topic.codec.write(message), "another")]
+
+
+async def test_only_a_view_that_is_keyed_by_the_aggregate_can_be_made_from_aggregates(
+    rig: Rig, client: redis.Redis
+) -> None:
+    rig.publish(client, Opened(account="a", owner="o"))
+    await declare(rig)
+    history: Any = PastOfAnother(rig)
+    with pytest.raises(StreamlibError, match="an event of 'another' changes row 'a'"):
+        await Rebuild(view_of(rig), history=history).run(yes, lambda done, total: None)
+    assert not client.exists(f"{NEW}:row:a")
 
 
 async def test_two_that_change_a_view_at_once_do_not_mix(rig: Rig, client: redis.Redis) -> None:
