@@ -20,7 +20,6 @@ from streamlib import (
     Event,
     Exact,
     NativeCodec,
-    Ordered,
     Prefix,
     ReadModel,
     Reject,
@@ -28,11 +27,6 @@ from streamlib import (
     RetryLater,
     Settings,
 )
-from streamlib.ops.dead_letters import DeadLetters, Filters
-from streamlib.redisio.generations import ViewName, begin
-from streamlib.redisio.group_keys import many_keys
-from streamlib.redisio.key_states import resume, skip
-from streamlib.redisio.scripts import Script
 from streamlib.settings import RedisSettings
 from streamlib.testing import AppFactory, Dead, FakeServer, Handled, Parked, Retried, run_app
 from streamlib.testing.plugin import streamlib_app, streamlib_server
@@ -41,7 +35,6 @@ from tests.helpers.source_tree import ROOT
 __all__ = ["streamlib_app", "streamlib_server"]
 
 HOURS = Retry(max_attempts=3, base=3600, cap=36_000)
-LUA = sorted(path.stem for path in (ROOT / "streamlib/redisio/lua").glob("*.lua"))
 
 
 class Placed(Event):
@@ -292,51 +285,6 @@ async def test_a_blocking_read_waits_its_time_and_is_woken_by_an_entry() -> None
     assert await asyncio.wait_for(reading, 5) == [[b"s", [[entry_id, [b"BLOCK", b"1"]]]]]
     await lane.close()
     await door.close()
-
-
-async def test_every_lua_script_runs_on_fakeredis(streamlib_app: AppFactory) -> None:
-    app = new_app()
-    orders = app.topic("orders", Placed, dedup_window_s=60, key="order_id")
-    view = app.projection("order-view", orders, Order, key="order_id", indexes=[Ordered("total")])
-    poisoned = True
-
-    @view.on(Placed)
-    def _(row: Order | None, event: Placed) -> Order:
-        return Order(order_id=event.order_id, total=event.total)
-
-    @app.handler(orders, group="email", retry=Retry(max_attempts=2), rate="1000/s")
-    async def mail(event: Placed, ctx: Context) -> None:
-        if poisoned:
-            await asyncio.sleep(1)  # a third of the lease passes: the claim is renewed
-            raise ValueError("poison")
-
-    @app.handler(orders, group="ledger", ordering="key", on_dead="block")
-    async def book(event: Placed) -> None:
-        if poisoned:
-            raise Reject("halts its key")
-
-    async with streamlib_app(app) as harness:
-        stream = app.keys.stream("orders", 0, 1)
-        for name in ("o-1", "o-2"):
-            await harness.publish(orders, Placed(order_id=name), id=f"e{name}")
-        await harness.drain()
-        assert [one.reason for one in harness.dead] == ["max_attempts"] * 2
-        assert [one.key for one in harness.halted] == ["o-1", "o-2"]
-        assert [row.order_id for row in await view.between("total", 1, 1)] == ["o-1", "o-2"]
-        poisoned = False
-        letters = DeadLetters(app.redis, app.keys, window_s=3600)
-        await letters.replay([found async for found in letters.find(Filters(group="email"))])
-        assert await resume(app.redis, stream, "ledger", "o-1")
-        assert await skip(app.redis, stream, "ledger", "o-2", window_ms=60_000)
-        await harness.drain()
-        assert [(one.group, one.event_id) for one in harness.dead] == [("ledger", "eo-2")]
-        assert Handled("orders", "email", "eo-1", "Placed") in harness.handled
-        assert Handled("orders", "ledger", "eo-1", "Placed") in harness.handled
-        found = [n async for some in many_keys(app.redis, [stream], ["idem:ledger"], one_node=True) for n in some]
-        assert sorted(found) == [stream.idem("ledger", f"e{name}").encode() for name in ("o-1", "o-2")]
-        assert await begin(app.redis, app.keys, ViewName("orders", "order-view"), 2, "fingerprint")
-        loaded = await app.redis.execute("SCRIPT", "EXISTS", *(Script(name).sha for name in LUA))
-        assert {name for name, is_loaded in zip(LUA, loaded, strict=True) if not is_loaded} == set()
 
 
 def test_pytest_finds_the_plugin_of_an_installed_package() -> None:
