@@ -73,6 +73,19 @@ def test_the_operator_commands_run_as_written(shop: Path) -> None:
     assert "written=3" in done.stdout
 
 
+def test_the_rebuild_runs_as_written(shop: Path) -> None:
+    (first,) = [text for text in blocks("console") if "check shop:app" in text and "publish" in text]
+    (session,) = [text for text in blocks("console") if "streamlib rebuild" in text]
+    prepare = "\n".join(line for line in first.splitlines() if line.startswith(("export", "streamlib publish")))
+    done = in_shell(f"{prepare}\nstreamlib run shop:app --burst --no-http\n{session}", shop)
+    assert done.returncode == 0, done.stderr
+    assert "switched=true" in done.stdout
+    assert "equal=true rows=2" in done.stdout
+    assert "live=1 kept=2" in done.stdout
+    assert "live=2 kept=1" in done.stdout
+    assert "keys_deleted=" in done.stdout
+
+
 def test_the_python_examples_run(shop: Path) -> None:
     usage = blocks("python")[1]
     calls = "\n\nimport asyncio\nasyncio.run(main())\nfrom_django_or_a_script()\n"
