@@ -24,6 +24,7 @@ from streamlib.ops.dropping import drop
 from streamlib.ops.histories import AggregateHistory, FileHistory
 from streamlib.ops.rebuild import Rebuild, Result, Source, roll_back
 from streamlib.ops.views import View
+from streamlib.redisio import registry
 
 _COLUMNS = ("view", "topic", "generation", "role", "group", "rows", "behind", "fed")
 Flags = dict[str, Any]
@@ -72,13 +73,15 @@ def command(given: Given, app_path: str, view_name: str | None, as_json: bool, *
 
 async def _list(app: App, view_name: str | None, flags: Flags, as_json: bool) -> None:
     async with connected(app.settings) as session:
-        wanted = [view_name] if view_name is not None else sorted(app.projections)
+        known = await registry.topics(session.redis, session.keys)
+        there = sorted(name for name, one in app.projections.items() if one.topic.name in known)
+        wanted = [view_name] if view_name is not None else there
         found = [row for name in wanted for row in await views.rows(_view(app, name, session))]
     if as_json:
         print_json(msgspec.to_builtins(found))
         return
     cells = [[msgspec.to_builtins(row)[name] for name in _COLUMNS] for row in found]
-    print_table(_COLUMNS, cells, empty="the app has no projections")
+    print_table(_COLUMNS, cells, empty="no view of this app is in this Redis")
 
 
 async def _rebuild(app: App, view_name: str | None, flags: Flags, as_json: bool) -> None:

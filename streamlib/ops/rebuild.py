@@ -85,11 +85,13 @@ class Rebuild:
             )
         if now.dropping:
             raise Refused(f"generation {now.dropping} of {view.label} is half deleted: finish that first (--drop)")
+        if not now.building:
+            await self._check_group(view.group(now.next))
         await self._check_past()
         extents = await view.extents()
         goes_on = bool(now.building) and now.fingerprint == self._fingerprint and not self._restart
         if goes_on:
-            goes_on = not any(is_half(head.checkpoint) for head in await view.heads(now.building))
+            goes_on = not any(head.halted or is_half(head.checkpoint) for head in await view.heads(now.building))
         return Outlook(
             generation=now.building or now.next,
             live=now.live,
@@ -123,6 +125,15 @@ class Rebuild:
                 return await self._result(outlook.generation, now, difference, began, switched=switched)
         finally:
             await builder.give_turn()
+
+    async def _check_group(self, group: str) -> None:
+        """Raise Refused where a group of that name is somebody else's."""
+        view, topic = self._view, self._view.projection.topic.name
+        if group in await view.ask(partial(registry.groups_of, view.redis, view.keys, topic)):
+            raise Refused(
+                f"topic {topic!r} has a group {group!r}, which a new generation of {view.label} would be called; "
+                f"rename it, or remove it: streamlib groups rm {topic} {group}"
+            )
 
     async def _check_past(self) -> None:
         """Raise Refused where events are missing that the view was made from."""
@@ -173,10 +184,9 @@ class Rebuild:
         return await compare(view.redis, view.parts(now.live), view.parts(now.building))
 
     async def _switch(self, builder: Builder, now: Standing) -> Standing:
-        """Make it the live one, once it contains all that the live one and the topic contain at this moment."""
+        """Make it the live one, once it contains all that the topic, and so the live one, contains at this moment."""
         view = self._view
-        live = [head.checkpoint for head in await view.heads(now.live)]
-        ends = [max(one.last, head, key=entry_order) for one, head in zip(await view.extents(), live, strict=True)]
+        ends = [one.last for one in await view.extents()]
         while not builder.reached(ends):
             builder.check()
             await asyncio.sleep(_LOOK_S / 20)

@@ -14,7 +14,7 @@ from streamlib.keys import Keys, check_name
 from streamlib.message import Position, entry_order
 from streamlib.read_model import DEFAULT_LIMIT, Index, Page
 from streamlib.redisio.connection import RedisDoor
-from streamlib.redisio.indexes import Indexes
+from streamlib.redisio.indexes import GENERATION, Indexes
 from streamlib.redisio.read_model import ViewReader
 from streamlib.redisio.rows import Row, RowCodec
 from streamlib.topic import TopicSpec
@@ -46,6 +46,8 @@ class Projection(Generic[Row]):
         redis: Callable[[], RedisDoor],
     ) -> None:
         self.name = check_name("projection", name)
+        if GENERATION.search(name):
+            raise DeclarationError(f"projection {name!r}: a name must not end in .g<digits>, generations are called so")
         self.topic = topic
         self.key = key
         self.on_error = on_error

@@ -195,6 +195,15 @@ def test_a_topic_that_lost_entries_is_refused(rebuild: Verb, client: redis.Redis
     assert client.hgetall(VIEWS) == {b"moves:balances": b"1"}
 
 
+@pytest.mark.usefixtures("built")
+def test_a_group_of_somebody_else_is_left_alone(rebuild: Verb, cli: Cli, redis_url: str, client: redis.Redis) -> None:
+    assert cli("groups", "create", "moves", "balances.g2", "--redis", redis_url).code == 0
+    refused = rebuild("balances")
+    assert (refused.code, "has a group 'balances.g2'" in refused.err) == (5, True)
+    assert client.hgetall(VIEWS) == {b"moves:balances": b"1"}
+    assert client.hget("streamlib:topics", "moves:balances.g2") == b"handler"
+
+
 def test_what_is_not_there_is_not_found(rebuild: Verb, built: None) -> None:
     unknown = rebuild("nonsense")
     assert (unknown.code, "it has balances" in unknown.err) == (4, True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from streamlib.errors import Refused, StreamlibError
+from streamlib.errors import DeclarationError, Refused, StreamlibError
 from streamlib.ops.comparing import Difference
 from streamlib.ops.dropping import drop
 from streamlib.ops.rebuild import Rebuild, Result, roll_back
@@ -22,7 +22,8 @@ from streamlib.redisio.ownership import take
 from streamlib.redisio.retention import trim_once
 from streamlib.settings import RetentionSettings
 from streamlib.worker.history import End, Past
-from tests.helpers.projecting import TOPIC, VIEW, Moved, Opened, Rig
+from streamlib.worker.projection import Projection
+from tests.helpers.projecting import TOPIC, VIEW, Balance, Moved, Opened, Rig
 from tests.helpers.waiting import eventually
 
 NAME = ViewName(TOPIC, VIEW)
@@ -131,6 +132,21 @@ async def test_readers_go_over_when_the_new_generation_has_all_that_they_saw(rig
             assert time.monotonic() < until, "a worker feeds it"
         assert set(moves) == {1}, "nobody saw the view go back"
         await rig.view.wait_for(last, timeout=1)
+
+
+async def test_one_that_lost_its_stream_is_not_gone_on_with(rig: Rig, client: redis.Redis) -> None:
+    rig.publish(client, Opened(account="a", owner="o"))
+    await rebuilt(rig, switch=False)
+    assert (await Rebuild(view_of(rig)).look()).goes_on
+    client.hset(NEW, "halted", "source_rolled_back")
+    assert (await Rebuild(view_of(rig)).look()).starts_over
+    assert (await rebuilt(rig)).live == 2
+    assert not client.hexists(NEW, "halted")
+
+
+def test_no_projection_is_called_like_a_generation(rig: Rig) -> None:
+    with pytest.raises(DeclarationError, match="generations are called so"):
+        Projection("view.g2", rig.topic, Balance, key="account", keys=lambda: rig.keys, redis=lambda: rig.door)
 
 
 async def test_a_lost_register_is_made_again_as_the_workers_know_it(rig: Rig, client: redis.Redis) -> None:
