@@ -223,7 +223,7 @@ def _killed(bench: Bench, share: float) -> int:
     process = bench.rebuild()
     wait_until(lambda: bench.read(2) >= share * bench.events, 600, every=0.01, what=f"{share:.0%} are folded")
     process.kill()
-    process.wait()
+    process.communicate()
     return bench.read(2)
 
 
