@@ -20,7 +20,6 @@ from streamlib.errors import (
     DecodeError,
     NotConfirmed,
     PublishError,
-    RedisUnavailable,
     StreamlibError,
 )
 from streamlib.event import Event
@@ -195,8 +194,11 @@ class Repository(Generic[A]):
 
     async def _save(self, aggregate: A, answer: Answer | None) -> Position:
         kept = aggregate._kept
-        if kept.commit is not None and len(kept.commit.messages) < len(aggregate._recorded):
-            await self._send(aggregate, kept.commit, None)  # of unknown outcome, and more was recorded since
+        while kept.commit is not None and len(kept.commit.messages) < len(aggregate._recorded):
+            # Of unknown outcome, or another task's and under way; and more was recorded since.
+            await self._send(aggregate, kept.commit, None)
+        if kept.commit is None and not aggregate._recorded:  # another task has saved it all meanwhile
+            return replace(self._place(aggregate.id), entry_id=kept.entry_id)
         if kept.commit is None:
             kept.commit = self._commit_of(aggregate)
         return await self._send(aggregate, kept.commit, answer)
@@ -213,9 +215,12 @@ class Repository(Generic[A]):
                 self.topic, aggregate.id, aggregate.version, commit.messages, commit_id=commit.id, answer=answer
             )
         except StreamlibError as error:
-            if not isinstance(error, RedisUnavailable | NotConfirmed):
+            refused = isinstance(error, ConcurrencyConflict | PublishError) and not isinstance(error, NotConfirmed)
+            if refused and kept.commit is commit:  # whatever else it is, an earlier try may have been stored
                 kept.commit = None
             raise
+        if kept.commit is not commit:  # another task that saves this object has seen to it
+            return appended.positions[-1]
         del aggregate._recorded[:number]
         aggregate.__dict__["version"] = appended.version
         kept.commit, kept.entry_id = None, appended.positions[-1].entry_id
