@@ -26,6 +26,7 @@ from streamlib.event import Event
 from streamlib.eventsourcing.aggregate import Aggregate, Commit, apply, label_of
 from streamlib.eventsourcing.scope import Answered, current_scope
 from streamlib.eventsourcing.snapshots import Snapshots
+from streamlib.eventsourcing.turns import Turns
 from streamlib.message import Position, entry_time_ms
 from streamlib.redisio.aggregate_reader import AnsweredBefore, Stored
 from streamlib.redisio.answers import StoredAnswer
@@ -74,6 +75,7 @@ class Repository(Generic[A]):
         self._store = store
         self._every = snapshot_every
         self._snapshots = Snapshots(cls) if snapshot_every else None
+        self._turns = Turns()
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -163,25 +165,35 @@ class Repository(Generic[A]):
         """Load an aggregate, change it, save it; again from the start when another was quicker, `retries` times.
 
         `change`, plain or async, runs once for each try, on the aggregate as it is then. Where it records nothing,
-        nothing is saved. Returns where the aggregate's last event lies. Raises ConcurrencyConflict after the last try,
-        and what `load`, `change` and `save` raise.
+        nothing is saved. In one process, edits of one aggregate that have lost once take turns. Returns where the
+        aggregate's last event lies. Raises ConcurrencyConflict after the last try, and what `load`, `change` and `save`
+        raise; after RedisUnavailable the change may have been saved, and a further edit would make it again.
         """
+        try:
+            return await self._edit_once(id, change)
+        except ConcurrencyConflict:
+            if not retries:
+                raise
         pause_s = _FIRST_PAUSE_S
-        for tries_left in reversed(range(retries + 1)):
-            aggregate = await self.load(id)
-            done = change(aggregate)
-            if inspect.isawaitable(done):
-                await done
-            if not aggregate._recorded:
-                return replace(self._place(id), entry_id=aggregate._kept.entry_id)
-            try:
-                return await self.save(aggregate)
-            except ConcurrencyConflict:
-                if not tries_left:
-                    raise
-            await asyncio.sleep(pause_s * random.random())
-            pause_s = min(pause_s * 2, _PAUSE_CAP_S)
+        async with self._turns.of(id):  # who has lost once does not run against those of this process, too
+            for tries_left in reversed(range(retries)):
+                await asyncio.sleep(pause_s * random.random())
+                pause_s = min(pause_s * 2, _PAUSE_CAP_S)
+                try:
+                    return await self._edit_once(id, change)
+                except ConcurrencyConflict:
+                    if not tries_left:
+                        raise
         raise ValueError(f"edit(retries={retries}): 0 or more")
+
+    async def _edit_once(self, id: str, change: Callable[[A], Any]) -> Position:
+        aggregate = await self.load(id)
+        done = change(aggregate)
+        if inspect.isawaitable(done):
+            await done
+        if not aggregate._recorded:
+            return replace(self._place(id), entry_id=aggregate._kept.entry_id)
+        return await self.save(aggregate)
 
     async def commit(self, aggregate: A, answer: StoredAnswer, key: str, ttl_ms: int) -> Position:
         """For a command's scope: save the aggregate and the answer together; see scope.Commits."""

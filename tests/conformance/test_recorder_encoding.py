@@ -1,9 +1,9 @@
 """What is recorded comes back as it was: types, codecs of one's own (compressed, encrypted), settings from outside.
 
 The Transcoder and InfrastructureFactory cases of the `eventsourcing` package. Its transcoder writes down the type of
-each value and refuses subclasses of built-in types. Ours goes by the annotations of the event's class: a value comes back
-as the annotated type, subclasses of texts and numbers are refused, those of lists and dicts come back as lists and dicts,
-and a type that cannot be stored is refused when its topic is declared.
+each value and refuses subclasses of built-in types. Ours goes by the annotations of the event's class: a value comes
+back as the annotated type, subclasses of texts and numbers are refused, those of lists and dicts come back as lists and
+dicts, and a type that cannot be stored is refused when its topic is declared.
 """
 
 import hashlib
