@@ -99,7 +99,8 @@ def _after(entry_id: str) -> tuple[int, int]:
 
 
 class Scan:
-    """Reads the range of one partition. `position` is the last entry that was sorted out, "" before the first."""
+    """Reads the range of one partition. `position` is the last entry that was sorted out, "" before the first; when
+    all are, it is the end of the range."""
 
     def __init__(self, redis: RedisDoor, stream: str, asked: Asked, of: Range) -> None:
         self.position = ""
@@ -139,6 +140,8 @@ class Scan:
                 events.append(Candidate(entry_id, found, fields))
                 size += _size(fields)
             self.position = entry_id
+        if self._at_end and not self._page:
+            self.position = self._range.end  # nothing more is to be read here, whatever is removed from now on
         return Batch(self.position, events, Totals(**left_out))
 
     def _sort_out(self, entry_id: str, fields: Fields) -> Message | str:
@@ -174,6 +177,8 @@ class Scan:
 
         Streams are trimmed from their beginning: if what we read is behind that now, we were first.
         """
+        if self.position == self._range.end:
+            return
         first, removed = await begins_with(self._redis, self._stream)
         begun = self.position or (self._asked.start != FIRST and self._range.start)
         if self._range.removed in (removed, NO_STREAM) or not begun:

@@ -137,7 +137,7 @@ class Replay:
                 done(progress.totals.entries - before.entries)
                 pace.spend(min(progress.totals.replayed - before.replayed, len(batch.events)))
                 if time.monotonic() > keep_at:
-                    await self._persist(partial(replays.keep, self._redis, self._record))
+                    await self._keep()
                     keep_at = time.monotonic() + _KEEP_EVERY_S
         await self._end()
         return self.totals
@@ -180,12 +180,17 @@ class Replay:
     async def _begin(self) -> None:
         """Raises Refused when another run has begun since `check`."""
         if self.goes_on:
-            await self._persist(partial(replays.keep, self._redis, self._record))
+            await self._keep()
             return
         beginning = partial(replays.begin, self._redis, self._record, self._checked, instead=self._instead)
         stands = await self._persist(beginning)
         if stands.number != self._number:
             raise Refused(f"another replay of group {self._group!r} has just begun: {stands.request}")
+
+    async def _keep(self) -> None:
+        """The plan, and how far it is on each partition: no step comes any more to those that are done."""
+        for key in (self._record, *(place.keys.replay(self._group) for place in self._places)):
+            await self._persist(partial(replays.keep, self._redis, key))
 
     async def _end(self) -> None:
         """The plan goes first: who asks for the same from now on begins anew."""

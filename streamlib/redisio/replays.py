@@ -170,7 +170,7 @@ async def begin(redis: Executes, key: str, plan: Plan, *, instead: bool) -> Plan
 
 
 async def keep(redis: Executes, key: str) -> None:
-    """The run goes on: keep its plan longer."""
+    """The run goes on: keep its plan, or its progress on a partition, longer."""
     await redis.execute("PEXPIRE", key, KEPT_MS)
 
 

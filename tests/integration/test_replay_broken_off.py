@@ -178,6 +178,44 @@ async def test_what_retention_removes_behind_a_replay_is_no_loss(redis_url: str)
         assert await replay.run(free_pace(), trim) == Totals(replayed=150)
 
 
+@pytest.mark.parametrize("end", [None, "15-0"], ids=["all", "up to a moment between entries"])
+async def test_what_retention_removes_of_a_partition_that_is_done_is_no_loss(redis_url: str, end: str | None) -> None:
+    async with a_topic(redis_url, partitions=2) as t:
+        for n in range(1, 11):
+            t.put(f"e-{n}", at=f"{n}-0")
+            t.put(f"f-{n}", partition=1, at=f"{n}-0")
+        for n in range(20, 60):
+            t.put(f"e-{n}", at=f"{n}-0", partition=1)
+        if end is not None:
+            t.put("later", at="30-0")
+        t.deliver(0)
+        t.deliver(1)
+        with pytest.raises(Broken):
+            await (await t.replay("1-0", end=end)).run(free_pace(), breaks_after(19))
+        assert len(t.again(0)) == 10, "this partition is done"
+        t.put("new", at="70-0")
+        t.client.xtrim("orders.0", minid="70-0", approximate=False)
+        done = await (await t.replay("1-0", end=end)).run(free_pace(), lambda n: None)
+        assert done.replayed == (60 if end is None else 20)
+
+
+async def test_places_are_kept_as_long_as_the_run_goes_on(redis_url: str, client: redis.Redis) -> None:
+    async with a_topic(redis_url, partitions=2) as t:
+        for n in range(12):
+            t.put(f"e-{n}")
+        t.put("f-1", partition=1)
+        t.deliver(0)
+        t.deliver(1)
+        with pytest.raises(Broken):
+            await (await t.replay()).run(free_pace(), breaks_after(7))
+        done_long_ago = "{orders.1}:replay:email"
+        assert t.again(1) == ["f-1"]
+        client.pexpire(done_long_ago, 60_000)
+        with pytest.raises(Broken):
+            await (await t.replay()).run(free_pace(), breaks_after(8))
+        assert int(client.pttl(done_long_ago)) > ENDED_MS
+
+
 async def test_a_group_that_is_removed_takes_the_traces_of_replays_with_it(redis_url: str, client: redis.Redis) -> None:
     async with a_topic(redis_url) as t:
         for n in range(6):
