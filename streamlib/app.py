@@ -210,11 +210,14 @@ class App(Connected):
 
         def declare(handler: F) -> F:
             spec = read_command_handler(handler, retry=retry or Retry(), timeout_s=timeout)
-            self._commands = with_command(self._commands, spec)
-            self._command_bus = None
-            topic = topic_of(self.name, self._commands, self.upcasters)
-            self.topics[topic.name] = Topic(topic, lambda: self.publisher)
-            self.groups[topic.name, GROUP] = group_of(topic, self._commands, lambda c, ctx: self._bus().handle(c, ctx))
+            commands = with_command(self._commands, spec)
+            topic = topic_of(self.name, commands, self.upcasters)
+            if topic.name in self.topics and not self._commands:
+                raise DeclarationError(f"topic {topic.name!r} is that of the app's commands; rename yours")
+            declared = Topic(topic, lambda: self.publisher)
+            self._check_group_name(declared, GROUP, self.projections)
+            self._commands, self._command_bus, self.topics[topic.name] = commands, None, declared
+            self.groups[topic.name, GROUP] = group_of(topic, commands, lambda c, ctx: self._bus().handle(c, ctx))
             return handler
 
         return declare if function is None else declare(function)
@@ -269,7 +272,11 @@ class App(Connected):
         bus = self._bus()
         if not self._dispatches:
             self._dispatches = True  # from now on until the app closes: once per process, not per command
-            await self._lifespan.enter()
+            try:
+                await self._lifespan.enter()
+            except BaseException:
+                self._dispatches = False
+                raise
         async with self._lifespan.entered() as state:
             return await bus.dispatch(command, key, state)
 
@@ -283,7 +290,7 @@ class App(Connected):
         bus.handler_of(command)
         command_id = idempotency_key or new_event_id()
         position = await self.topics[bus.topic.name].publish(command, id=command_id, delay=delay)
-        return Ticket(command_id, position, bus.wait_for)
+        return Ticket(command_id, position, lambda timeout: self._bus().wait_for(command_id, timeout, command))
 
     async def wait_for(self, command_id: str, timeout: float) -> Answer:
         """The answer of a command that was sent, by its ticket's id: see `Ticket.wait_for`."""
@@ -293,7 +300,10 @@ class App(Connected):
         if self._command_bus is None:
             window_ms = int(self.settings.idempotency.window_s * 1000)
             topic = topic_of(self.name, self._commands, self.upcasters)
-            self._command_bus = CommandBus(topic, self._commands, self.redis, self.keys, window_ms)
+            answer_bytes = self.settings.limits.payload_bytes
+            self._command_bus = CommandBus(
+                topic, self._commands, self.redis, self.keys, window_ms=window_ms, answer_bytes=answer_bytes
+            )
         return self._command_bus
 
     async def close(self) -> None:

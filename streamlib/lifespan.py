@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from streamlib.errors import DeclarationError
+from streamlib.errors import DeclarationError, StreamlibError
 
 Opens = Callable[[], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
@@ -21,7 +21,9 @@ class Lifespan:
         self._open: AbstractAsyncContextManager[Mapping[str, Any] | None] | None = None
         self._state: Mapping[str, Any] = {}
         self._users = 0
-        self._lock = asyncio.Lock()
+        self._turn: asyncio.Lock | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._busy: asyncio.Task[Any] | None = None
 
     def declare(self, function: Callable[..., Any], app: object) -> None:
         """Take the app's async generator. Raises DeclarationError."""
@@ -40,8 +42,8 @@ class Lifespan:
             await self.leave()
 
     async def enter(self) -> Mapping[str, Any]:
-        """Open it, unless it is open; each call wants its `leave`."""
-        async with self._lock:
+        """Open it, unless it is open; each call that returns wants its `leave`."""
+        async with self._alone():
             if not self._users and self._opens is not None:
                 opening = self._opens()
                 self._state = await opening.__aenter__() or {}
@@ -50,8 +52,26 @@ class Lifespan:
             return self._state
 
     async def leave(self) -> None:
-        async with self._lock:
+        async with self._alone():
             self._users -= 1
             if not self._users and self._open is not None:
                 opened, self._open, self._state = self._open, None, {}
                 await opened.__aexit__(None, None, None)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """One task at a time. Raises StreamlibError when that task is the one that opens or closes it now."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        if self._turn is None or self._loop is not loop:  # an app may be opened again in another loop
+            self._turn, self._loop = asyncio.Lock(), loop
+        if self._busy is not None and self._busy is task:
+            raise StreamlibError(
+                "the app's lifespan dispatches a command before its `yield` or after it: the command would wait for "
+                "the lifespan; use repositories and topics there, or dispatch when the app is open"
+            )
+        async with self._turn:
+            self._busy = task
+            try:
+                yield
+            finally:
+                self._busy = None

@@ -15,16 +15,18 @@ from streamlib.errors import (
     ConcurrencyConflict,
     DeclarationError,
     IdempotencyConflict,
+    PayloadTooLarge,
     Reject,
     StreamlibError,
 )
 from streamlib.event import Command, event_type
 from streamlib.eventsourcing.commands import GROUP, Answer, CommandSpec, dispatched
-from streamlib.eventsourcing.scope import Answered, CommandScope, running
+from streamlib.eventsourcing.scope import Answered, CommandScope, is_within_command, running
 from streamlib.keys import Keys
 from streamlib.message import new_event_id
-from streamlib.redisio.answers import StoredAnswer, digest_of, recall, remember
+from streamlib.redisio.answers import StoredAnswer, digest_of, is_repeat, recall, remember
 from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.topic import TopicSpec
 from streamlib.worker.context import Context
@@ -38,16 +40,27 @@ _POLL_MAX_S = 0.05
 
 
 class CommandBus:
-    """Runs the commands of one app. `window_ms` is how long an answer is kept for its idempotency key."""
+    """Runs the commands of one app.
+
+    `window_ms` is how long an answer is kept for its idempotency key, `answer_bytes` how large it may be.
+    """
 
     def __init__(
-        self, topic: TopicSpec, specs: dict[type[Command], CommandSpec], redis: RedisDoor, keys: Keys, window_ms: int
+        self,
+        topic: TopicSpec,
+        specs: dict[type[Command], CommandSpec],
+        redis: RedisDoor,
+        keys: Keys,
+        *,
+        window_ms: int,
+        answer_bytes: int,
     ) -> None:
         self.topic = topic
         self._specs = specs
         self._redis = redis
         self._keys = keys.stream(topic.name, 0, topic.partitions)
         self._window_ms = window_ms
+        self._answer_bytes = answer_bytes
 
     def handler_of(self, command: Command) -> CommandSpec:
         """Raises DeclarationError for a command that nobody handles."""
@@ -61,28 +74,37 @@ class CommandBus:
             ) from None
 
     async def dispatch(self, command: Command, key: str, state: Mapping[str, Any]) -> Answer:
-        """Run the command here, within its handler's timeout."""
+        """Run the command here. Raises what `run` raises, StreamlibError within another command."""
+        self.handler_of(command)
+        if is_within_command():
+            raise StreamlibError(
+                f"{event_type(type(command))} is dispatched by the handler of another command: it would be saved "
+                "though that one fails, and again when that one runs again; dispatch it when that one has returned, or "
+                "app.send it from an event handler of what that one recorded"
+            )
+        return await self.run(command, dispatched(self.topic, key or new_event_id(), command, state), key)
+
+    async def run(self, command: Command, ctx: Context, key: str) -> Answer:
+        """Run the command within its handler's timeout, or give the answer that `key` has had before ("" keeps none).
+
+        Raises what the handler raises (nothing is written then), ConcurrencyConflict when others changed its
+        aggregate at each of TRIES runs, IdempotencyConflict for a key of another command, TimeoutError.
+        """
         spec = self.handler_of(command)
-        ctx = dispatched(self.topic, key or new_event_id(), command, state)
         timeout = asyncio.timeout(spec.timeout_s)
         try:
             async with timeout:
-                return await self.run(command, ctx, key)
+                return await self._tried(spec, command, ctx, key)
         except TimeoutError as error:
             if not timeout.expired():
                 raise
             raise TimeoutError(
                 f"command {ctx.message.type}: {spec.name} ran for more than its timeout of {spec.timeout_s:g} s; "
-                "dispatch it again under the same idempotency_key to learn whether it was saved"
+                "run it again under the same idempotency key to learn whether it was saved"
             ) from error
 
-    async def run(self, command: Command, ctx: Context, key: str) -> Answer:
-        """Run the command, or give the answer that `key` has had before ("" keeps none).
-
-        Raises what the handler raises (nothing is written then), ConcurrencyConflict when others changed its
-        aggregate at each of TRIES runs, IdempotencyConflict for a key of another command.
-        """
-        spec, digest = self.handler_of(command), digest_of(command) if key else ""
+    async def _tried(self, spec: CommandSpec, command: Command, ctx: Context, key: str) -> Answer:
+        digest = digest_of(command) if key else ""
         if key and (kept := await self._recall(key)) is not None and not kept.error:
             return _answer(spec, key, digest, kept)
         pause_s = _FIRST_PAUSE_S
@@ -101,17 +123,37 @@ class CommandBus:
         try:
             with running(scope):
                 value = await spec.function(*((command, ctx) if spec.takes_context else (command,)))
-            if ctx.emitted:
-                raise StreamlibError(
-                    f"command handler {spec.name} has used ctx.publish, which nothing would settle: record the event "
-                    "on an aggregate, or publish it from a handler of what the aggregate recorded; nothing was saved"
+            if scope.answered is None:
+                answer = StoredAnswer(
+                    digest=digest, command=ctx.message.type, value=self._checked(spec, value, ctx, key)
                 )
-            answer = StoredAnswer(digest=digest, command=ctx.message.type, value=_encoded(spec, value))
-            answer = await scope.commit(answer, self._window_ms)
+                answer = await scope.commit(answer, self._window_ms)
+            else:
+                answer = scope.answered  # and the handler has caught what told it so
         except Answered as answered:
             answer = answered.answer
+        except (Exception, BaseExceptionGroup):
+            if scope.answered is None:
+                raise
+            answer = scope.answered
         # Kept here too: a handler that takes another way the second time need not come by the same aggregate.
         return await self._remember(key, answer) if key else answer
+
+    def _checked(self, spec: CommandSpec, value: Any, ctx: Context, key: str) -> msgspec.Raw:
+        """The handler's value as JSON, before anything is written. Raises StreamlibError, PayloadTooLarge."""
+        if ctx.emitted:
+            raise StreamlibError(
+                f"command handler {spec.name} has used ctx.publish, which nothing would settle: record the event "
+                "on an aggregate, or publish it from a handler of what the aggregate recorded; nothing was saved"
+            )
+        raw = _encoded(spec, value)
+        size = len(bytes(raw))
+        if key and size > self._answer_bytes:
+            raise PayloadTooLarge(
+                f"command handler {spec.name}: its answer has {size} bytes, and limits.payload_bytes = "
+                f"{self._answer_bytes}: return what leads to it; nothing was saved"
+            )
+        return raw
 
     async def handle(self, command: Command, ctx: Context) -> None:
         """Run a command that came through the stream; what became of it is kept for whoever waits."""
@@ -120,13 +162,16 @@ class CommandBus:
             await self.run(command, ctx, ctx.event_id)
         except Exception as error:
             if isinstance(error, Reject) or ctx.attempt >= spec.retry.max_attempts:
-                told = f"{type(error).__name__}: {error}"
+                told = Failure.of("max_attempts", error).error.encode(errors="replace").decode()
                 failed = StoredAnswer(digest=digest_of(command), command=ctx.message.type, error=told)
                 await self._remember(ctx.event_id, failed)
             raise
 
-    async def wait_for(self, command_id: str, timeout_s: float) -> Answer:
-        """The answer of the command sent under this id. Raises CommandFailed, TimeoutError, RedisUnavailable."""
+    async def wait_for(self, command_id: str, timeout_s: float, sent: Command | None = None) -> Answer:
+        """The answer of the command sent under this id.
+
+        Raises CommandFailed, TimeoutError, RedisUnavailable, IdempotencyConflict when it is to another than `sent`.
+        """
         deadline, pause_s = time.monotonic() + timeout_s, 0.002
         while (kept := await self._recall(command_id)) is None:
             left_s = deadline - time.monotonic()
@@ -137,6 +182,8 @@ class CommandBus:
                 )
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(pause_s * 2, _POLL_MAX_S)
+        if sent is not None:
+            _check_repeat(event_type(type(sent)), command_id, digest_of(sent), kept)
         if kept.error:
             raise CommandFailed(f"{kept.command} {command_id}: {kept.error}")
         spec = next((spec for spec in self._specs.values() if event_type(spec.command) == kept.command), None)
@@ -157,12 +204,18 @@ class CommandBus:
 
 
 def _answer(spec: CommandSpec, key: str, digest: str, kept: StoredAnswer) -> Answer:
-    if kept.digest != digest:
+    if key:
+        _check_repeat(event_type(spec.command), key, digest, kept)
+    return Answer(spec.answer_from(kept.value), kept.position)
+
+
+def _check_repeat(command: str, key: str, digest: str, kept: StoredAnswer) -> None:
+    """Raises IdempotencyConflict."""
+    if not is_repeat(kept, command, digest):
         raise IdempotencyConflict(
             f"idempotency key {key!r} has answered a {kept.command} of another content; a key belongs to one request: "
-            f"give this {event_type(spec.command)} its own"
+            f"give this {command} its own"
         )
-    return Answer(spec.answer_from(kept.value), kept.position)
 
 
 def _encoded(spec: CommandSpec, value: Any) -> msgspec.Raw:
@@ -170,7 +223,7 @@ def _encoded(spec: CommandSpec, value: Any) -> msgspec.Raw:
     try:
         raw = msgspec.json.encode(value)
         spec.answer_from(raw)
-    except (TypeError, msgspec.MsgspecError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise StreamlibError(
             f"command handler {spec.name} returned {type(value).__name__}, which its annotation or JSON does not take: "
             f"{error}; nothing was saved"

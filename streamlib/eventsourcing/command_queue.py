@@ -16,11 +16,14 @@ from streamlib.worker.handlers import GroupSpec, HandlerSpec
 
 Handle = Callable[[Any, Context], Awaitable[None]]
 
+_TELLING_S = 60.0
+"""For the command's bus, which ends its handler at the timeout, to keep what became of it."""
+
 
 class Ticket:
     """A command that was sent: `id` is its idempotency key or was made for it, `position` where it lies."""
 
-    def __init__(self, id: str, position: Position, wait: Callable[[str, float], Awaitable[Answer]]) -> None:
+    def __init__(self, id: str, position: Position, wait: Callable[[float], Awaitable[Answer]]) -> None:
         self.id = id
         self.position = position
         self._wait = wait
@@ -28,10 +31,11 @@ class Ticket:
     async def wait_for(self, timeout: float) -> Answer:
         """The answer, as soon as a worker has run the command; `timeout` is in seconds.
 
-        Raises CommandFailed when it failed for good, TimeoutError, RedisUnavailable. An answer is kept for
-        idempotency.window_s: ask again with `app.wait_for(ticket.id, ...)`, from any process.
+        Raises CommandFailed when it failed for good, IdempotencyConflict when its idempotency key had been given to
+        another command, TimeoutError, RedisUnavailable. An answer is kept for idempotency.window_s: ask again with
+        `app.wait_for(ticket.id, ...)`, from any process.
         """
-        return await self._wait(self.id, timeout)
+        return await self._wait(timeout)
 
 
 def topic_of(app: str, specs: dict[type[Command], CommandSpec], upcasters: Upcasters) -> TopicSpec:
@@ -65,5 +69,5 @@ def _handler(spec: CommandSpec, handle: Handle) -> HandlerSpec:
         is_async=True,
         takes_context=True,
         retry=spec.retry,
-        timeout_s=spec.timeout_s,
+        timeout_s=spec.timeout_s + _TELLING_S,
     )

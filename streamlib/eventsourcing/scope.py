@@ -16,11 +16,17 @@ from streamlib.redisio.answers import StoredAnswer
 
 
 class Answered(BaseException):
-    """Raised by a repository: this command was answered before. No Exception, for handlers must not catch it."""
+    """Raised by a repository: this command was answered before. No Exception, for handlers must not catch it.
+
+    Where one does, or a TaskGroup wraps it, the command's scope knows the answer all the same.
+    """
 
     def __init__(self, answer: StoredAnswer) -> None:
         super().__init__("the command was answered before")
         self.answer = answer
+        scope = _scope.get()
+        if scope is not None:
+            scope.answered = answer
 
 
 class Commits(Protocol):
@@ -49,6 +55,8 @@ class CommandScope:
     def __init__(self, answer_key: str) -> None:
         self.answer_key = answer_key
         self.staged: Staged | None = None
+        self.answered: StoredAnswer | None = None
+        self.ended = False
 
     def stage(self, repository: Commits, aggregate: Any) -> None:
         """Save this aggregate when the handler returns. Raises StreamlibError for a second one."""
@@ -78,17 +86,33 @@ _scope: ContextVar[CommandScope | None] = ContextVar("command_scope", default=No
 
 
 def current_scope() -> CommandScope | None:
-    """The command that runs here, None outside of commands."""
-    return _scope.get()
+    """The command that runs here, None outside of commands.
+
+    Raises StreamlibError in a task that outlives the command which started it: nobody would carry out what it saves.
+    """
+    scope = _scope.get()
+    if scope is not None and scope.ended:
+        raise StreamlibError(
+            "the command that started this task has ended, and with it what the task could load and save: await the "
+            "task in the command's handler, or start it in @app.lifespan"
+        )
+    return scope
+
+
+def is_within_command() -> bool:
+    """Whether a command's handler runs here."""
+    scope = _scope.get()
+    return scope is not None and not scope.ended
 
 
 @contextmanager
 def running(scope: CommandScope) -> Iterator[None]:
-    """Code inside runs in this scope."""
+    """Code inside runs in this scope, the tasks that it starts too."""
     token = _scope.set(scope)
     try:
         yield
     finally:
+        scope.ended = True
         _scope.reset(token)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 
 import msgspec
@@ -40,9 +41,27 @@ class StoredAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def digest_of(command: Event) -> str:
-    """Equal for commands of the same type and content."""
-    head = f"{event_type(type(command))}\0{event_version(type(command))}\0".encode()
-    return hashlib.blake2b(head + msgspec.json.encode(command), digest_size=16).hexdigest()
+    """Equal for commands of the same type, version and content; "<version>:<hash>".
+
+    What counts is the command as a worker reads it, where a float that was given as 1 is 1.0, and no order within sets
+    and mappings.
+    """
+    cls = type(command)
+    with contextlib.suppress(msgspec.ValidationError):  # what no worker could read is compared as it is
+        command = msgspec.json.decode(msgspec.json.encode(command), type=cls)
+    content = event_type(cls).encode() + b"\0" + msgspec.json.encode(command, order="deterministic")
+    return f"{event_version(cls)}:{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+
+
+def is_repeat(kept: StoredAnswer, command: str, digest: str) -> bool:
+    """Whether this answer is one to a command of this type and digest.
+
+    Other versions of its type count as the same request: while a deploy rolls, one is sent in one version and repeated
+    or answered in another.
+    """
+    version, _, content = digest.partition(":")
+    kept_version, _, kept_content = kept.digest.partition(":")
+    return kept.command == command and (kept_version != version or kept_content == content)
 
 
 async def recall(redis: Executes, key: str) -> StoredAnswer | None:
