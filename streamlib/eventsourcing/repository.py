@@ -260,6 +260,7 @@ class Repository(Generic[A]):
         try:
             page = await store.page(self.topic, id, 0, upto, answer_key=answer_key, stamp=stamp)
         except AnsweredBefore as before:
+            await store.confirm(self.topic, id, answer_key)  # the append itself may have raised NotConfirmed
             raise Answered(await self._answer(before)) from None
         if page.after and not (self._snapshots and self._snapshots.restore(aggregate, page)):
             page = await store.page(self.topic, id, 0, upto)

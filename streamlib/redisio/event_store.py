@@ -108,6 +108,19 @@ class EventStore(AggregateReader):
                 self._observe(topic.name, outcome, len(messages), time.monotonic() - started)
         return appended
 
+    async def confirm(self, topic: TopicSpec, aggregate_id: str, answer_key: str) -> None:
+        """Return when the answer that was found under this key, and so its events, are as durable as the topic asks.
+
+        Raises NotConfirmed, RedisUnavailable.
+        """
+        if topic.durability == "primary":
+            return
+        keys, partition = self._place(topic, aggregate_id)
+        names = [keys.stream, keys.aggregate(aggregate_id), keys.later(), keys.answer(answer_key)]
+        # An append that can only find the answer: it has no events, for a version that no aggregate reaches.
+        args: list[Arg] = [MAX_VERSION, "-", 0, b"", 1, 0]
+        await self._send(_Append(topic, aggregate_id, partition, keys.stream, MAX_VERSION, 0, names, args))
+
     async def keep_snapshot(self, topic: TopicSpec, aggregate_id: str, snapshot: bytes) -> None:
         """Store a snapshot, as read_aggregate.lua reads it. Raises what the client raises."""
         keys, _ = self._place(topic, aggregate_id)
@@ -168,9 +181,11 @@ class EventStore(AggregateReader):
                 raise translate(error, self._redis.settings.url) from error
             missing = f"the server could not be asked ({error})"
         if missing:
+            stored = f"version {append.expected + append.count}" if append.count else "the answer of a command"
             raise NotConfirmed(
-                f"{append.what}: version {append.expected + append.count} is stored on the primary, but durability="
-                f"{append.topic.durability!r} was not reached: {missing}; the same commit id again is safe"
+                f"{append.what}: {stored} is stored on the primary, but durability="
+                f"{append.topic.durability!r} was not reached: {missing}; the same commit id or idempotency key again "
+                "is safe"
             )
         return attempt.reply
 

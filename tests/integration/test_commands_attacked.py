@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from typing import Any
 
@@ -22,10 +22,11 @@ from streamlib import (
     StreamlibError,
     applies,
 )
-from streamlib.errors import DeclarationError, PayloadTooLarge
+from streamlib.errors import DeclarationError, NotConfirmed, PayloadTooLarge
 from streamlib.redisio.answers import digest_of
-from streamlib.settings import LimitSettings
+from streamlib.settings import LimitSettings, RedisSettings
 from tests.helpers.delivering import burst, settings
+from tests.helpers.servers import RedisProc
 
 
 class Paid(Event):
@@ -298,3 +299,34 @@ def test_a_topic_called_like_that_of_the_commands_is_not_replaced() -> None:
 
     with pytest.raises(DeclarationError, match="'bank-commands' is that of the app's commands"):
         app.command_handler(pay)
+
+
+# -- durability
+
+
+@pytest.mark.parametrize("how", ["loads", "saves at once"])
+async def test_a_repeat_is_no_way_round_the_durability_that_was_not_reached(
+    own_server: Callable[..., RedisProc], how: str
+) -> None:
+    """The answer lies beside events that were never fsynced: to give it would be to confirm them."""
+    server = own_server(kind="valkey", aof=True, conf={"appendfsync": "no"})
+    app = App("bank", settings=settings(server.url, sections={"redis": RedisSettings(url=server.url, timeout_s=0.5)}))
+    accounts = app.repository(Account, app.topic("accounts", Paid, key="account_id", durability="fsync"))
+
+    @app.command_handler
+    async def pay(command: Pay) -> Decimal:
+        account = await accounts.load_or_new(command.account_id) if how == "loads" else Account(command.account_id)
+        account.pay(command.amount)
+        await accounts.save(account)
+        return account.balance
+
+    async with app:
+        for _ in range(3):
+            with pytest.raises(NotConfirmed, match="not fsynced"):
+                await app.dispatch(Pay(account_id="a", amount=Decimal(5)), idempotency_key="k")
+        with server.client() as client:
+            assert client.exists("{bank-commands}:cmd:k") == 0
+            client.config_set("appendfsync", "always")
+        answer = await app.dispatch(Pay(account_id="a", amount=Decimal(5)), idempotency_key="k")
+        assert answer == Answer(Decimal(5), (await accounts.history("a"))[-1].position)
+        assert (await accounts.load("a")).version == 1

@@ -56,6 +56,10 @@ if ttl_ms > 0 then
     local answer = redis.call("GET", answered)
     if answer then
         cover()
+        local left_ms = redis.call("PTTL", answered) -- the answer may be one of another aggregate
+        if left_ms > 0 then
+            redis.call("PEXPIRE", answered, left_ms)
+        end
         return { "a", answer }
     end
 end
