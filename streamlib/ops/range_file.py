@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,8 +41,7 @@ class RangeFile:
 
         Raises NotFound for a topic or group that is none, Refused for history that is gone and a file that exists.
         """
-        if self._path.exists():
-            raise Refused(f"{self._path} exists; name another file with --out, or remove that one")
+        self._check_free()
         if self._group is not None:
             await places(self._redis, self._keys, self._asked.topic, self._group)
         names = [one.stream for one in await partitions_of(self._redis, self._keys, self._asked.topic)]
@@ -51,16 +51,21 @@ class RangeFile:
     async def run(self, pace: Pace, done: Callable[[int], None]) -> Totals:
         """Write the file, after `check`; `done(n)` hears of every n entries. Without any event there is no file.
 
-        Raises StreamlibError when it cannot be written, RedisUnavailable; there is no file then.
+        Raises StreamlibError when it cannot be written, Refused when somebody else has written it meanwhile,
+        RedisUnavailable; there is no file of this run then.
         """
-        part = self._path.with_name(f"{self._path.name}.part")
-        part.unlink(missing_ok=True)  # of a run that was killed
+        part = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}.part")  # not that of a run beside this
         with ArchiveFile(part, failing="cannot write {path}: {error}; there is no file now") as file:
             for scan in self._scans:
                 await self._write(scan, file, pace, done)
+            self._check_free()
         if file.lines:
             part.rename(self._path)
         return self.totals
+
+    def _check_free(self) -> None:
+        if self._path.exists():
+            raise Refused(f"{self._path} exists; name another file with --out, or remove that one")
 
     async def _write(self, scan: Scan, file: ArchiveFile, pace: Pace, done: Callable[[int], None]) -> None:
         give_up_s = self._redis.settings.retry_s
