@@ -127,16 +127,14 @@ def _to_group(
     given: Given, settings: Settings, asked: Asked, group: str, pace: Pace, *, anew: bool, yes: bool, dry_run: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    outlook, goes_on = asyncio.run(_look(settings, asked, group, anew=anew, counting=dry_run))
-    if goes_on:
-        note("this replay was begun before and has not ended; it goes on where it stands")
+    outlook = asyncio.run(_look(settings, asked, group, anew=anew, counting=dry_run))
     if outlook is not None:
         _print_outlook(outlook, as_json=as_json)
         return
     agree(f"run a range of events again for group {group} ({asked.told})", yes=yes)
     seen: list[Replay] = []
     try:
-        totals = asyncio.run(_run(settings, asked, group, pace, anew=anew and not goes_on, seen=seen))
+        totals = asyncio.run(_run(settings, asked, group, pace, anew=anew, seen=seen))
     except (RedisUnavailable, KeyboardInterrupt):
         if seen:
             note(f"stopped: {seen[0].totals.replayed} events were replayed; the same command goes on from there")
@@ -147,17 +145,15 @@ def _to_group(
         given.ctx.exit(Exit.PARTLY)
 
 
-async def _look(
-    settings: Settings, asked: Asked, group: str, *, anew: bool, counting: bool
-) -> tuple[Outlook | None, bool]:
-    """Raises what is in the way of the replay; what it would do, if that is wanted, and whether it goes on."""
+async def _look(settings: Settings, asked: Asked, group: str, *, anew: bool, counting: bool) -> Outlook | None:
+    """What the replay would do, if that is wanted. Raises what is in its way."""
     async with connected(settings) as session:
         replay = _replay(session, asked, group)
         await replay.check(anew=anew)
         for text in replay.notes:
             note(text)
         await _tell_unknown_types(session, asked, group)
-        return await replay.look() if counting else None, replay.goes_on
+        return await replay.look() if counting else None
 
 
 async def _run(settings: Settings, asked: Asked, group: str, pace: Pace, *, anew: bool, seen: list[Replay]) -> Totals:

@@ -102,6 +102,6 @@ def _way_out(breaking: int, changes: list[Change]) -> str:
     if first is None or first.version is None:
         return text
     return (
-        f"{text}; give the changed class the next version, class {first.type}(Event, version={first.version + 1}), and "
+        f"{text}; give the changed class the next version, class {first.type}(..., version={first.version + 1}), and "
         f"raise what is stored with @app.upcast({first.type}, from_version={first.version})"
     )

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from streamlib.errors import NotFound, Refused
 from streamlib.keys import Keys
+from streamlib.ops.dead_letters import iso_time
 from streamlib.ops.pace import AT_ONCE, Pace
 from streamlib.ops.places import Place, places
 from streamlib.ops.ranges import Asked, Scan, ranges_of
@@ -80,8 +81,12 @@ class Replay:
             )
         unfinished = await self._persist(partial(replays.begun, self._redis, self._record))
         self.goes_on = unfinished is not None and not anew and unfinished.request == self._request
-        if self.goes_on:
+        if unfinished is not None and self.goes_on:
             self._plan = unfinished
+            self.notes.append(
+                f"this replay was begun at {iso_time(unfinished.begun_ms)} and has not ended; it goes on where it "
+                "stands, with the range of then (--anew begins it anew)"
+            )
         elif unfinished is None or anew:
             self._plan = await self._new_plan(unfinished)
         else:

@@ -37,6 +37,7 @@ async def test_a_replay_that_broke_off_goes_on_behind_what_was_replayed_and_has_
         t.deliver()
         second = await t.replay()
         assert second.goes_on
+        assert any("was begun at 20" in text and "the range of then" in text for text in second.notes)
         assert second.totals.replayed == len(copied)
         assert await second.run(free_pace(), lambda n: None) == Totals(replayed=20)
         assert Counter(t.again(0) + t.again(1)) == {f"e-{n}": 1 for n in range(20)}
