@@ -93,7 +93,11 @@ async def _rebuild(app: App, view_name: str | None, flags: Flags, as_json: bool)
             print_counts(about | msgspec.to_builtins(outlook) | {"dry_run": True}, as_json=as_json)
             return
         if outlook.goes_on:
-            note(f"generation {outlook.generation} was begun before: going on with it")
+            lease_s = view.settings.worker.lease_ms / 1000
+            note(
+                f"generation {outlook.generation} was begun before: going on with it (after {lease_s:g} s at most, where "
+                "the process that began it was killed)"
+            )
         elif outlook.starts_over:
             note(f"generation {outlook.generation} was begun by other code: starting over")
         with counting("rebuilding") as advance:
