@@ -95,7 +95,7 @@ async def _rebuild(app: App, view_name: str | None, flags: Flags, as_json: bool)
         if outlook.goes_on:
             lease_s = view.settings.worker.lease_ms / 1000
             note(
-                f"generation {outlook.generation} was begun before: going on with it (after {lease_s:g} s at most, where "
+                f"generation {outlook.generation} was begun before: going on with it (after {lease_s:g} s at most, if "
                 "the process that began it was killed)"
             )
         elif outlook.starts_over:
