@@ -264,9 +264,10 @@ class App(Connected):
         """Run a command here and now, and return its answer.
 
         With an `idempotency_key` the answer is kept for idempotency.window_s: the same key gives the same answer, and
-        runs nothing. Raises what the handler raises, DeclarationError without a handler, ConcurrencyConflict when
-        others changed its aggregate at every try, IdempotencyConflict for a key of another command, TimeoutError,
-        RedisUnavailable (then the outcome is unknown: dispatch it again under its key).
+        runs nothing. Raises what the handler raises, DeclarationError without a handler, StreamlibError inside another
+        command's handler, ConcurrencyConflict when others changed its aggregate at every try, IdempotencyConflict for a
+        key of another command, PayloadTooLarge for an answer to keep above limits.payload_bytes, TimeoutError and
+        RedisUnavailable (then the outcome is unknown) and NotConfirmed: dispatch it again under its key.
         """
         key = checked_id("idempotency key", idempotency_key) if idempotency_key else ""
         bus = self._bus()

@@ -8,11 +8,13 @@ import hashlib
 import msgspec
 from msgspec import Struct
 
+from streamlib.codec import NativeCodec
 from streamlib.event import Event, event_type, event_version
 from streamlib.message import Position
 from streamlib.redisio.scripts import Executes, Script
 
 _remember = Script("remember")
+_codec = NativeCodec()
 _SUCCESS, _FAILURE = b"=", b"!"
 
 
@@ -44,11 +46,11 @@ def digest_of(command: Event) -> str:
     """Equal for commands of the same type, version and content; "<version>:<hash>".
 
     What counts is the command as a worker reads it, where a float that was given as 1 is 1.0, and no order within sets
-    and mappings.
+    and mappings. Raises PublishError for what cannot be encoded.
     """
-    cls = type(command)
+    cls, raw = type(command), _codec.encode(command)
     with contextlib.suppress(msgspec.ValidationError):  # what no worker could read is compared as it is
-        command = msgspec.json.decode(msgspec.json.encode(command), type=cls)
+        command = msgspec.json.decode(raw, type=cls)
     content = event_type(cls).encode() + b"\0" + msgspec.json.encode(command, order="deterministic")
     return f"{event_version(cls)}:{hashlib.blake2b(content, digest_size=16).hexdigest()}"
 

@@ -22,7 +22,7 @@ from streamlib import (
     StreamlibError,
     applies,
 )
-from streamlib.errors import DeclarationError, NotConfirmed, PayloadTooLarge
+from streamlib.errors import DeclarationError, NotConfirmed, PayloadTooLarge, PublishError
 from streamlib.redisio.answers import digest_of
 from streamlib.settings import LimitSettings, RedisSettings
 from tests.helpers.delivering import burst, settings
@@ -127,6 +127,22 @@ async def test_a_ticket_of_another_command_under_the_same_key_gets_a_conflict_no
         with pytest.raises(IdempotencyConflict, match="'k' has answered a Pay of another content"):
             await other.wait_for(1)
         assert (await accounts.load("a")).balance == 5
+
+
+async def test_a_command_that_cannot_be_encoded_is_refused_as_when_it_is_sent(redis_url: str, client: Any) -> None:
+    app, _ = bank(redis_url)
+    runs: list[Pay] = []
+
+    @app.command_handler
+    async def pay(command: Pay) -> None:
+        runs.append(command)
+
+    async with app:
+        for refused in (app.dispatch, app.send):
+            with pytest.raises(PublishError, match="Pay cannot be encoded"):
+                await refused(Pay(account_id="\ud800", amount=Decimal(1)), idempotency_key="k")
+        assert client.keys("*:cmd:*") == []
+    assert runs == []
 
 
 # -- handlers
