@@ -225,7 +225,7 @@ async def test_a_second_aggregate_in_one_command_is_refused(bank: Bank) -> None:
 
 async def test_a_lost_reply_to_the_append_is_no_second_deposit(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reply is lost after the script ran: the append is sent again under its commit id."""
-    execute, lost = RedisDoor.execute, []
+    execute, lost = RedisDoor.execute, list[Any]()
 
     async def losing(door: RedisDoor, *command: Any) -> Any:
         reply = await execute(door, *command)

@@ -130,7 +130,8 @@ async def test_a_refused_save_leaves_the_aggregate_as_it_is(redis_url: str, clie
         assert (account.version, len(account._recorded)) == (1, 3)
         client.xtrim(STREAM, maxlen=0, approximate=False)
         await bank.save(account)
-        assert (account.version, (await bank.load("a")).balance) == (4, Decimal(3)), "retention trims the topic, no aggregate"
+        # Retention trims the topic, no aggregate.
+        assert (account.version, (await bank.load("a")).balance) == (4, Decimal(3))
 
 
 # -- edit
