@@ -53,6 +53,8 @@ class Lifespan:
 
     async def leave(self) -> None:
         async with self._alone():
+            if not self._users:  # the app closes, and whoever was about to open this has failed to meanwhile
+                return
             self._users -= 1
             if not self._users and self._open is not None:
                 opened, self._open, self._state = self._open, None, {}

@@ -15,6 +15,7 @@ from streamlib import (
     App,
     Command,
     CommandFailed,
+    Context,
     Event,
     IdempotencyConflict,
     Repository,
@@ -267,6 +268,40 @@ async def test_a_lifespan_that_could_not_open_opens_with_the_next_command_and_cl
             for _ in range(2):
                 await app.dispatch(Pay(account_id="a", amount=Decimal(1)))
     assert life == ["opening", "opening", "closed", "opening", "closed"]
+
+
+async def test_an_app_that_closes_while_its_lifespan_fails_to_open_can_be_opened_again(redis_url: str) -> None:
+    app = App("bank", settings=settings(redis_url))
+    opening, failing, life = asyncio.Event(), asyncio.Event(), list[str]()
+
+    @app.lifespan
+    async def resources(app: App) -> AsyncIterator[dict[str, Any]]:
+        if not failing.is_set():
+            opening.set()
+            await failing.wait()
+            raise OSError("no such host")
+        life.append("opened")
+        yield {"rate": 3}
+        life.append("closed")
+
+    @app.command_handler
+    async def pay(command: Pay, ctx: Context) -> int:
+        return int(ctx.state["rate"])
+
+    async with app:
+        dispatched = asyncio.create_task(app.dispatch(Pay(account_id="a", amount=Decimal(1))))
+        await opening.wait()
+        closed = asyncio.create_task(app.close())
+        await asyncio.sleep(0)
+        failing.set()
+        with pytest.raises(OSError, match="no such host"):
+            await dispatched
+        await closed
+    async with app:
+        for _ in range(2):
+            assert (await app.dispatch(Pay(account_id="a", amount=Decimal(1)))).value == 3
+        assert life == ["opened"]
+    assert life == ["opened", "closed"]
 
 
 def test_an_app_is_used_in_one_event_loop_after_another(redis_url: str) -> None:
