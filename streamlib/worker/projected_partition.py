@@ -236,6 +236,8 @@ class ProjectedPartition:
             return await self._behind(result.detail)
         if stop is None:
             return None
+        if not folder.elsewhere - self._feed.projection.type_names:
+            raise StreamlibError(f"entry {stop.entry_id}: {stop.failure.error}; no other worker reads it: deploy one")
         self._away_before = stop.entry_id
         log.error(
             "projection_needs_newer_worker",

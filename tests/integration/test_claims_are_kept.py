@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from streamlib import App, BatchContext, Event, ReadModel, Retry
-from tests.helpers.delivering import GROUP, burst, dead_letters, running, settings
+from tests.helpers.delivering import GROUP, burst, counted, dead_letters, running, settings
 from tests.helpers.waiting import eventually
 
 
@@ -166,3 +166,21 @@ async def test_a_burst_ends_at_a_projection_that_stands_still(redis_url: str) ->
         await orders.publish(Placed(n=1))
         with pytest.raises(Exception, match="'view' stands still at partition 0"):
             await burst(app)
+
+
+async def test_a_burst_ends_at_a_projection_whose_next_event_no_worker_reads(redis_url: str, client: Any) -> None:
+    """It is told as every view that stands still; the partition is not taken and left again without a pause."""
+    app = App("shop", settings=settings(redis_url))
+    view = app.projection("view", app.topic("orders", Placed), Row, key="n")
+
+    @view.on(Placed)
+    def fold(row: Row | None, event: Placed) -> Row:
+        return Row(n=event.n)
+
+    async with app:
+        client.xadd("orders", {"id": "e-1", "type": "Placed", "v": "9", "key": "", "data": '{"n": 1}'})
+        with pytest.raises(
+            Exception, match=r"'view' stands still at partition 0: .*version 9.*no other worker"
+        ):
+            await burst(app)
+    assert counted(app, "partitions_owned", group="view") == 0
