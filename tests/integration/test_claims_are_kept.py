@@ -179,8 +179,6 @@ async def test_a_burst_ends_at_a_projection_whose_next_event_no_worker_reads(red
 
     async with app:
         client.xadd("orders", {"id": "e-1", "type": "Placed", "v": "9", "key": "", "data": '{"n": 1}'})
-        with pytest.raises(
-            Exception, match=r"'view' stands still at partition 0: .*version 9.*no other worker"
-        ):
+        with pytest.raises(Exception, match=r"'view' stands still at partition 0: .*version 9.*no other worker"):
             await burst(app)
     assert counted(app, "partitions_owned", group="view") == 0
