@@ -1,6 +1,7 @@
 """Fixtures of every test: a real server per test process, an empty database per test, servers to break."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ SERVER_ENV = "STREAMLIB_TEST_SERVER"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "allow_keys(*globs): keys the test itself may leave behind in Redis")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # What a shell starts in the background ignores it, and so would every process that a test interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

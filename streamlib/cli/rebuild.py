@@ -122,7 +122,7 @@ def _consent(view: View, flags: Flags) -> Callable[[Difference], Awaitable[bool]
     async def consent(found: Difference) -> bool:
         if flags["no_switch"]:
             return False
-        if found.equal and not (flags["require_equal"] and found.changing):
+        if found.equal and not found.changing:
             return True
         examples = f" (for example {', '.join(found.examples)})" if found.examples else ""
         how = (

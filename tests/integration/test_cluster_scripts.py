@@ -37,6 +37,7 @@ from streamlib.redisio.key_states import halted_count, resume, skip
 from streamlib.redisio.retention import trim_once
 from streamlib.redisio.scripts import Arg, Executes, Script
 from streamlib.settings import RetentionSettings
+from streamlib.worker.projection import Projection
 from tests.helpers.cluster import ClusterTopology
 from tests.helpers.delivering import outcomes, running, settings
 from tests.helpers.waiting import eventually
@@ -108,6 +109,10 @@ async def test_a_script_that_reaches_into_another_slot_is_refused(cluster: Clust
             await wrong.run(app.redis, ["orders"], [])
 
 
+async def has_moves(view: Projection[Balance], number: int) -> bool:
+    return sum(row.moves for row in await view.between("total", 0, 10_000)) == number
+
+
 async def commands_are_answered(url: str) -> None:
     """The scripts of aggregates and of the answers of commands."""
     app = App("teller", settings=settings(url))
@@ -174,8 +179,7 @@ async def test_every_script_keeps_to_its_slot(cluster: ClusterTopology, used: se
             assert [await resume(app.redis, one, "ledger", "a0") for one in streams].count(True) == 1
             assert [await skip(app.redis, one, "ledger", "a1", window_ms=60_000) for one in streams].count(True) == 1
             await eventually(lambda: outcomes(app, "ledger").get("ok") == EVENTS - 1)
-            rows = await view.between("total", 0, 10_000)
-            assert sum(row.moves for row in rows) == EVENTS
+            await eventually(lambda: has_moves(view, EVENTS))
             replay = RangeReplay(app.redis, app.keys, Asked(topic="moves", start=BEGIN), "mail", window_s=60)
             await replay.check()
             assert (await replay.run(Pace(), lambda n: None)).replayed == EVENTS
