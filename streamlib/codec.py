@@ -22,6 +22,7 @@ Fields = list[bytes]
 DataFormat = Literal["json", "msgpack"]
 
 _REQUIRED = (b"id", b"type", b"v", b"key", b"data")
+_PLAIN = list(_REQUIRED)
 _OPTIONAL = (b"ts", b"corr", b"cause", b"traceparent", b"h")
 _KNOWN = frozenset(_REQUIRED + _OPTIONAL)
 _headers = msgspec.json.Decoder(dict[str, str])
@@ -70,7 +71,7 @@ class _Data:
 
     def encode(self, event: Event) -> bytes:
         cls = type(event)
-        if self._is_risky(cls):
+        if self._is_risky(cls) and holds_nan(event):
             refuse_nan(event, event_type(cls))
         try:
             data: bytes = self._encode(event)
@@ -78,18 +79,19 @@ class _Data:
             raise PublishError(f"{event_type(cls)} cannot be encoded: {error}") from error
         return data
 
-    def decode(self, data: bytes, cls: type[Event], label: str) -> Event:
+    def decode(self, message: Message, cls: type[Event]) -> Event:
         decoder = self._decoders.get(cls)
         if decoder is None:
             decoder = self._decoders[cls] = self._module.Decoder(cls, strict=self._strict)
         try:
-            event: Event = decoder.decode(data)
+            event: Event = decoder.decode(message.data)
+            is_sound = not (self._is_risky(cls) and holds_nan(event))
         except msgspec.ValidationError as error:
-            raise SchemaError(f"{label}: {error}") from error
+            raise SchemaError(f"{_label(message)}: {error}") from error
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise DecodeError(f"{label}: {error}") from error
-        if self._is_risky(cls):
-            _find_nan(event, label)
+            raise DecodeError(f"{_label(message)}: {error}") from error
+        if not is_sound:
+            _find_nan(event, _label(message))
         return event
 
     def decode_plain(self, data: bytes, label: str) -> dict[str, Any]:
@@ -125,6 +127,15 @@ class NativeCodec:
         self.encode_plain = self._data.encode_plain
 
     def read(self, entry_id: str, fields: Fields) -> Message:
+        if fields[::2] == _PLAIN and len(fields) == 10:  # as most entries are: nothing has to be looked for
+            raw_id, type_name, version, key, data = fields[1::2]
+            return Message(
+                id=_event_id(entry_id, raw_id),
+                type=_text(entry_id, "type", type_name),
+                version=_whole(entry_id, "v", version),
+                key=_text(entry_id, "key", key),
+                data=data,
+            )
         named = _named(entry_id, fields)
         missing = [name.decode() for name in _REQUIRED if name not in named]
         if missing:
@@ -165,10 +176,10 @@ class NativeCodec:
         return fields
 
     def decode(self, message: Message, cls: type[Event]) -> Event:
-        return self._data.decode(message.data, cls, f"{message.type} {message.id}")
+        return self._data.decode(message, cls)
 
     def decode_plain(self, message: Message) -> dict[str, Any]:
-        return self._data.decode_plain(message.data, f"{message.type} {message.id}")
+        return self._data.decode_plain(message.data, _label(message))
 
 
 class FlatCodec:
@@ -204,10 +215,10 @@ class FlatCodec:
         return fields
 
     def decode(self, message: Message, cls: type[Event]) -> Event:
-        return self._data.decode(message.data, cls, f"{message.type} {message.id}")
+        return self._data.decode(message, cls)
 
     def decode_plain(self, message: Message) -> dict[str, Any]:
-        return self._data.decode_plain(message.data, f"{message.type} {message.id}")
+        return self._data.decode_plain(message.data, _label(message))
 
 
 class RawCodec:
@@ -241,10 +252,10 @@ class RawCodec:
         return fields
 
     def decode(self, message: Message, cls: type[Event]) -> Event:
-        return self._data.decode(message.data, cls, f"{message.type} {message.id}")
+        return self._data.decode(message, cls)
 
     def decode_plain(self, message: Message) -> dict[str, Any]:
-        return self._data.decode_plain(message.data, f"{message.type} {message.id}")
+        return self._data.decode_plain(message.data, _label(message))
 
 
 def can_hold_nan(cls: Any) -> bool:
@@ -274,6 +285,24 @@ def _risky_fields(cls: type[msgspec.Struct]) -> tuple[str, ...]:
     return tuple(field.name for field in fields if _holds_nan(field.type, set()))
 
 
+def holds_nan(value: Any) -> bool:
+    """Whether a NaN or an infinity stands anywhere in `value`; `refuse_nan` tells where."""
+    kind = type(value)
+    if kind in _NEVER_NAN:
+        return False
+    if isinstance(value, Decimal):
+        return not value.is_finite()
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, msgspec.Struct):
+        return any(holds_nan(getattr(value, name)) for name in _risky_fields(type(value)))
+    if isinstance(value, dict):
+        return any(map(holds_nan, value.values()))
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
+        return any(map(holds_nan, value))
+    return False
+
+
 def _find_nan(value: Any, label: str) -> None:
     """Raise SchemaError for a NaN or an infinity anywhere in what was read, DecodeError where it nests too deeply."""
     try:
@@ -300,6 +329,10 @@ def refuse_nan(value: Any, label: str) -> None:
     elif isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
         for item in value:
             refuse_nan(item, f"{label}[]")
+
+
+def _label(message: Message) -> str:
+    return f"{message.type} {message.id}"
 
 
 def _named(entry_id: str, fields: Fields) -> dict[bytes, bytes]:

@@ -23,7 +23,7 @@ class Position(Struct, frozen=True, order=True):
     entry_id: str
 
 
-class Message(Struct, frozen=True, kw_only=True):
+class Message(Struct, frozen=True, kw_only=True, gc=False):
     """One event as it is stored: its names and its encoded data."""
 
     id: str

@@ -13,7 +13,7 @@ from streamlib.keys import StreamKeys
 How = Literal["new", "reclaimed", "retry"]
 
 
-class Delivery(Struct, kw_only=True, eq=False):
+class Delivery(Struct, kw_only=True, eq=False, gc=False):
     """An entry in the pending list of this worker's consumer.
 
     `again` tells the two streams apart, `entry_id` is the entry's id in the one it was read from, `origin_id` its id
@@ -35,15 +35,13 @@ class Delivery(Struct, kw_only=True, eq=False):
     epoch: int = 0
     key: str = ""
     size: int = 0
-    """Bytes of its fields; counted here, for it is asked for many times."""
+    """Bytes of its fields. Counted here, as `ref` is made here, for both are asked for many times."""
+    ref: str = ""
+    """The entry's name in tokens: ids of the two streams may be equal, refs are not."""
 
     def __post_init__(self) -> None:
         self.size = sum(map(len, self.fields))
-
-    @property
-    def ref(self) -> str:
-        """The entry's name in tokens: ids of the two streams may be equal, refs are not."""
-        return "a" + self.entry_id if self.again else self.entry_id
+        self.ref = "a" + self.entry_id if self.again else self.entry_id
 
 
 def fenced(keys: StreamKeys, group: str, epoch: int) -> Fenced:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from msgspec import Struct
 
@@ -16,7 +15,7 @@ from streamlib.redisio.delivery import Delivery, How
 from streamlib.redisio.scripts import Executes
 
 
-class Received(Struct, frozen=True):
+class Received(Struct, frozen=True, gc=False):
     """A delivery with its envelope, or with the reason why there is none."""
 
     delivery: Delivery
@@ -95,18 +94,15 @@ def receive(
     epoch: int = 0,
 ) -> Received:
     """What an entry is to a worker: its event's envelope, or why there is none."""
-    entry_id = raw_id.decode()
-    origin_id, extra, error = entry_id, dict[str, Any](), None
-    event_id = ""
+    entry_id = origin_id = raw_id.decode()
+    event_id, attempts, parked_ms, message, error = "", 0, 0, None, None
     if again:
         try:
             kept = unpack(entry_id, fields)
             event_id = fields[1].decode("utf-8", "replace")
-            extra = {"attempts": kept.attempts, "parked_ms": kept.parked_ms}
-            origin_id, fields = kept.entry_id, kept.fields
+            attempts, parked_ms, origin_id, fields = kept.attempts, kept.parked_ms, kept.entry_id, kept.fields
         except DecodeError as problem:
             error = problem
-    message = None
     if error is None:
         try:
             message = codec.read(origin_id, fields)
@@ -121,9 +117,10 @@ def receive(
         event_id=event_id or (message.id if message else origin_id),
         fields=fields,
         how=how,
+        attempts=attempts,
+        parked_ms=parked_ms,
         epoch=epoch,
         key=message.key if message else _raw_key(fields),
-        **extra,
     )
     return Received(delivery, message, error)
 
