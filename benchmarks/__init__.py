@@ -1,1 +1,1 @@
-"""Measurements that anybody can repeat: `python -m benchmarks.per_event`."""
+"""Measurements that anybody can repeat: `python -m benchmarks`."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from benchmarks.cases import GROUP, STREAM, WINDOW_MS, OrderCreated, order
+from benchmarks.payload import GROUP, STREAM, WINDOW_MS, OrderCreated, order
 from streamlib import NativeCodec
 from streamlib.embedded import open_embedded
 from streamlib.event import Registry

@@ -1,0 +1,50 @@
+"""What a case is: how the database is made ready, what runs in a process of its own, how its result is checked."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import redis
+from msgspec import Struct
+
+Figures = dict[str, float]
+"""What one run measured, by name; names end in their unit."""
+
+
+class Size(Struct, frozen=True):
+    """How much a run handles: the clock runs over `events`, between `warm` before and `warm` after them, so that what
+    is in flight counts the same at both ends. `pile` is what lies about in the cases of flat cost."""
+
+    events: int = 20_000
+    warm: int = 2_000
+    pile: int = 200_000
+
+    @property
+    def total(self) -> int:
+        return self.events + 2 * self.warm
+
+
+class Run(Struct):
+    """What a process that ran a case tells: its figures, and how many events it handled or published."""
+
+    figures: Figures
+    handled: int
+    notes: dict[str, Any] = {}
+
+
+class Case(Struct, frozen=True):
+    """One thing that is measured.
+
+    `fill` prepares an empty database, `run` measures, `check` returns what is wrong with the result (nothing, if it is
+    right). Figures are set in relation to those of the case `base`, round by round.
+    """
+
+    name: str
+    about: str
+    run: Callable[[str, Size], Awaitable[Run]]
+    check: Callable[[redis.Redis, Size, Run], Sequence[str]]
+    fill: Callable[[redis.Redis, Size], None]
+    base: str = ""
+
+
+def nothing(client: redis.Redis, size: Size) -> None:
+    """The case starts with an empty database."""

@@ -1,0 +1,25 @@
+"""Runs one case in this process: `python -m benchmarks.child CASE URL SIZE` prints its Run as JSON on the last line."""
+
+import asyncio
+import sys
+
+import msgspec
+import uvloop
+
+from benchmarks.case import Run, Size
+from benchmarks.cases import CASES
+
+
+def main(name: str, url: str, size: str) -> None:
+    given = msgspec.json.decode(size, type=Size)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the loop that `streamlib run` takes
+        run: Run = runner.run(_run(name, url, given))
+    print(msgspec.json.encode(run).decode())
+
+
+async def _run(name: str, url: str, size: Size) -> Run:
+    return await CASES[name].run(url, size)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

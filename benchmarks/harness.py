@@ -1,0 +1,57 @@
+"""Runs cases round after round, each in a process of its own on an empty database, and looks at every result."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import redis
+
+from benchmarks.case import Case, Figures, Run, Size
+from tests.helpers.servers import RedisProc
+
+ROOT = Path(__file__).parents[1]
+CASE_S = 1800
+
+
+class WrongResult(Exception):
+    """A case ended with a result that is not the right one; what it measured counts for nothing."""
+
+
+@contextmanager
+def server(kind: str) -> Iterator[RedisProc]:
+    """A private server on a free port of 127.0.0.1 that writes nothing to disk."""
+    with tempfile.TemporaryDirectory() as directory, RedisProc(kind, Path(directory)) as running:
+        yield running
+
+
+def measure(
+    cases: Sequence[Case], rounds: int, size: Size, client: redis.Redis, url: str, tell: Callable[[str], None]
+) -> list[dict[str, Figures]]:
+    """What every round measured, by case; the order of the cases rotates. Raises WrongResult."""
+    found: list[dict[str, Figures]] = []
+    for number in range(rounds):
+        turn, figures = number % len(cases), {}
+        for case in [*cases[turn:], *cases[:turn]]:
+            tell(f"round {number + 1} of {rounds}: {case.name}")
+            figures[case.name] = run_case(case, size, client, url).figures
+        found.append(figures)
+    return found
+
+
+def run_case(case: Case, size: Size, client: redis.Redis, url: str, wrapper: Sequence[str] = ()) -> Run:
+    """One run of a case. `wrapper` are the words of a command that runs the process. Raises WrongResult."""
+    client.flushall()
+    case.fill(client, size)
+    client.config_resetstat()
+    words = [*wrapper, sys.executable, "-m", "benchmarks.child", case.name, url, msgspec.json.encode(size).decode()]
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, timeout=CASE_S)
+    if done.returncode:
+        raise WrongResult(f"{case.name} ended with code {done.returncode}")
+    run = msgspec.json.decode(done.stdout.splitlines()[-1], type=Run)
+    if problems := case.check(client, size, run):
+        raise WrongResult(f"{case.name}: " + "; ".join(problems))
+    return run
