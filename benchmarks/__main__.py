@@ -15,7 +15,7 @@ import redis
 
 from benchmarks import figures, harness
 from benchmarks.case import Case, Size
-from benchmarks.cases import CASES, chosen
+from benchmarks.cases import CASES, beside, chosen
 from tests.helpers.servers import SERVER_KINDS
 
 PACKAGES = ("streamlib", "redis", "hiredis", "msgspec", "uvloop", "prometheus-client")
@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         cases = chosen(given.case)
+        if given.beside:
+            cases = beside(cases, given.beside.resolve())
         size = _size(given)
         with harness.server(given.server) as server, server.client(timeout_s=300) as client:
             if given.profile:
@@ -48,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--events", type=int, default=20_000, help="events of each run that the clock sees")
     parser.add_argument("--server", choices=SERVER_KINDS, default="valkey")
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="measure another checkout in the same rounds")
     parser.add_argument("--json", action="store_true", help="print every number as JSON")
     parser.add_argument("--profile", metavar="CASE", choices=list(CASES), help="run one case under py-spy instead")
     parser.add_argument("--svg", metavar="FILE", default="profile.svg", help="where its flame graph goes")

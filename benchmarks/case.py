@@ -35,7 +35,8 @@ class Case(Struct, frozen=True):
     """One thing that is measured.
 
     `fill` prepares an empty database, `run` measures, `check` returns what is wrong with the result (nothing, if it is
-    right). Figures are set in relation to those of the case `base`, round by round.
+    right). Figures are set in relation to those of the case `base`, round by round. `checkout` is where the
+    streamlib lies that is measured, when it is not the one beside which `benchmarks` lies.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Case(Struct, frozen=True):
     check: Callable[[redis.Redis, Size, Run], Sequence[str]]
     fill: Callable[[redis.Redis, Size], None]
     base: str = ""
+    checkout: str = ""
 
 
 def nothing(client: redis.Redis, size: Size) -> None:

@@ -1,6 +1,9 @@
 """All cases, in the order of the table."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
 
 from benchmarks import loops, projecting, publishing, working
 from benchmarks.case import Case
@@ -23,3 +26,13 @@ def chosen(words: Sequence[str]) -> list[Case]:
         names |= found
     names |= {CASES[name].base for name in names if CASES[name].base}
     return [case for name, case in CASES.items() if name in names]
+
+
+def beside(cases: Sequence[Case], checkout: Path) -> list[Case]:
+    """The cases, those of streamlib with a twin in another checkout of it, whose base is the case here."""
+    found = []
+    for case in cases:
+        found.append(case)
+        if not case.name.startswith(("raw", "loop")):
+            found.append(replace(case, name=f"{case.name}@there", base=case.name, checkout=str(checkout)))
+    return found

@@ -16,6 +16,16 @@ from tests.helpers.servers import RedisProc
 ROOT = Path(__file__).parents[1]
 CASE_S = 1800
 
+# The working directory comes first in sys.path: streamlib is taken from the checkout, benchmarks from here.
+IN_CHECKOUT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import streamlib
+del sys.path[0]
+from benchmarks.child import main
+main(*sys.argv[2:])
+"""
+
 
 class WrongResult(Exception):
     """A case ended with a result that is not the right one; what it measured counts for nothing."""
@@ -47,7 +57,8 @@ def run_case(case: Case, size: Size, client: redis.Redis, url: str, wrapper: Seq
     client.flushall()
     case.fill(client, size)
     client.config_resetstat()
-    words = [*wrapper, sys.executable, "-m", "benchmarks.child", case.name, url, msgspec.json.encode(size).decode()]
+    given = [case.name.partition("@")[0], url, msgspec.json.encode(size).decode()]
+    words = [*wrapper, sys.executable, "-c", IN_CHECKOUT, case.checkout or str(ROOT), *given]
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, timeout=CASE_S)
     if done.returncode:
         raise WrongResult(f"{case.name} ended with code {done.returncode}")
