@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -43,6 +44,11 @@ class StreamKeys(Struct, frozen=True):
 
     def idem(self, group: str, event_id: str) -> str:
         return f"{self._tag}:idem:{group}:{event_id}"
+
+    def idems(self, group: str, event_ids: Iterable[str]) -> list[str]:
+        """The same for many, in their order."""
+        before = self.idem(group, "")
+        return [before + event_id for event_id in event_ids]
 
     def retry(self, group: str) -> str:
         return f"{self._tag}:retry:{group}"

@@ -32,6 +32,9 @@ class Claimed(Struct, frozen=True):
     number: int
 
 
+_RUN = Claimed(Verdict.RUN, 0)
+
+
 async def claim(
     redis: Executes,
     deliveries: Sequence[Delivery],
@@ -50,12 +53,16 @@ async def claim(
     mode = "suspects" if take_suspects else "normal"
     reply = await _claim.run(
         redis,
-        [keys.suspect(group), keys.owner(group), *(keys.idem(group, d.event_id) for d in deliveries)],
-        [worker_id, lease_ms, window_ms, mode, epoch, *(d.ref for d in deliveries)],
+        [keys.suspect(group), keys.owner(group), *keys.idems(group, [d.event_id for d in deliveries])],
+        [worker_id, lease_ms, window_ms, mode, epoch, *[d.ref for d in deliveries]],
     )
     if not reply:
         raise fenced(keys, group, epoch)
-    return [Claimed(Verdict(reply[i]), reply[i + 1]) for i in range(0, len(reply), 2)]
+    answers = [_RUN] * len(deliveries)
+    for i in range(1, len(reply), 3):
+        place, verdict, number = reply[i : i + 3]
+        answers[place - 1] = Claimed(Verdict(verdict), number)
+    return answers
 
 
 class Held(Struct, frozen=True):
@@ -75,7 +82,7 @@ def renew(
     keys, group = held[0].keys, held[0].group
     reply = _renew.run_sync(
         redis,
-        [keys.again(group) if held[0].again else keys.stream, *(keys.idem(group, h.event_id) for h in held)],
-        [group, consumer, worker_id, lease_ms, window_ms, *(h.ref for h in held)],
+        [keys.again(group) if held[0].again else keys.stream, *keys.idems(group, [h.event_id for h in held])],
+        [group, consumer, worker_id, lease_ms, window_ms, *[h.ref for h in held]],
     )
     return [ref.decode() for ref in reply]

@@ -123,15 +123,20 @@ async def settle(
     successors: Sequence[Delivery | None] = (),
     lease_ms: int = 0,
 ) -> list[Settled]:
-    """Settle deliveries of one partition and epoch (at most 500), answers in their order. `successors` has for each the
-    delivery that is to be claimed with it, if it counts and does not hold its key.
+    """Settle deliveries of one partition and epoch (at most 500), answers in their order. In groups with owners
+    `successors` has for each the delivery that is to be claimed with it, if it counts and does not hold its key.
 
     Safe to send twice when the second says `resent`. Raises Fenced when the partition has another owner, or another
     epoch, by now.
     """
     keys, epoch = settlements[0].delivery.keys, settlements[0].delivery.epoch
-    args: list[Arg] = [group, worker_id, window_ms, "1" if resent else "0", epoch, lease_ms]
-    for one, successor in zip_longest(settlements, successors):
+    following = successors if epoch else ()
+    plain: Sequence[int] = () if epoch else [i for i, one in enumerate(settlements) if _is_plain(one)]
+    places = plain if len(plain) == len(settlements) else _plain_first(plain, len(settlements))
+    ordered = [settlements[i] for i in places]
+    args: list[Arg] = [group, worker_id, window_ms, "1" if resent else "0", epoch, lease_ms, len(plain)]
+    args += [one.delivery.entry_id for one in ordered[: len(plain)]]
+    for one, successor in zip_longest(ordered[len(plain) :], following):
         key = one.delivery.key if epoch else ""
         after = successor.ref if successor is not None else ""
         args += (one.kind, one.delivery.ref, key, after, one.number, len(one.parts), *one.parts)
@@ -146,14 +151,28 @@ async def settle(
             keys.suspect(group),
             keys.owner(group),
             keys.key_states(group),
-            *(keys.idem(group, one.delivery.event_id) for one in settlements),
-            *(keys.idem(group, one.event_id) for one in successors if one is not None),
+            *keys.idems(group, [one.delivery.event_id for one in ordered]),
+            *keys.idems(group, [one.event_id for one in following if one is not None]),
         ],
         args,
     )
     if not reply:
         raise fenced(keys, group, epoch)
-    return [Settled(code) for code in reply]
+    answers = [Settled.COUNTS] * len(settlements)
+    for i in range(1, len(reply), 2):
+        answers[places[reply[i] - 1]] = Settled(reply[i + 1])
+    return answers
+
+
+def _is_plain(one: Settlement) -> bool:
+    """Whether the script needs no more than its entry id; in groups without owners."""
+    return one.kind == "done" and not one.parts and not one.delivery.again
+
+
+def _plain_first(plain: Sequence[int], count: int) -> list[int]:
+    """The places of `count` outcomes in the order in which the script takes them."""
+    first = set(plain)
+    return [*plain, *(i for i in range(count) if i not in first)]
 
 
 def _again(delivery: Delivery, attempts: int, parked_ms: int, why: str) -> Again:

@@ -10,7 +10,7 @@
 -- ARGV[5]      the epoch in which the worker owns the partition; "0" in groups without owners, where nothing is checked
 -- ARGV[6..n+5] entry refs, one per entry: the id of an entry of S, or "a" and the id of an entry of `again`
 --
--- Returns a flat list of pairs, one per entry:
+-- Returns 1, and three numbers for each entry that is not simply to be run: its place (from 1), and
 --   0, starts  run it; starts > 0 counts the workers that died while they held it
 --   1, 0       duplicate: another entry of this event carries on, or the event has ended
 --   2, ms      busy: another worker holds this entry for ms more
@@ -19,10 +19,13 @@
 -- Sent twice it answers the same: the first run's claims carry our own token. In groups with owners the epoch belongs
 -- to it: a claim of ours from an earlier epoch is a suspect at once, for whoever owns a partition again has let all that
 -- ran there end, and what became of it was not recorded.
+-- Nearly every entry is new: keys that nobody knows are written by one command where the server has one for that.
 
+local SUSPECT, OWNER, FIRST_KEY, BEFORE_REFS = KEYS[1], KEYS[2], 3, 5
+local RUN, DUPLICATE, BUSY, IS_SUSPECT = 0, 1, 2, 3
 local worker, lease_ms, take_suspects = ARGV[1], tonumber(ARGV[2]), ARGV[4] == "suspects"
 if ARGV[5] ~= "0" then
-    local owner = redis.call("HMGET", KEYS[2], "owner", "epoch")
+    local owner = redis.call("HMGET", OWNER, "owner", "epoch")
     if owner[1] ~= worker or owner[2] ~= ARGV[5] then
         return {}
     end
@@ -30,36 +33,67 @@ end
 local me = ARGV[5] == "0" and worker or worker .. "@" .. ARGV[5]
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local deadline, expire_ms = string.format("%.0f", now + lease_ms), lease_ms * 10 + tonumber(ARGV[3])
+local claimed = string.format("c%.0f:%s:", now + lease_ms, me)
+local expires = string.format("%.0f", now + lease_ms * 10 + tonumber(ARGV[3]))
+local has_msetex = (redis.VALKEY_VERSION_NUM or 0) >= 0x090100 or (redis.REDIS_VERSION_NUM or 0) >= 0x080400
 
-local kind = redis.call("TYPE", KEYS[1]).ok
+local kind = redis.call("TYPE", SUSPECT).ok
 if kind ~= "none" and kind ~= "hash" then
-    return redis.error_reply("WRONGTYPE " .. KEYS[1] .. " is a " .. kind)
+    return redis.error_reply("WRONGTYPE " .. SUSPECT .. " is a " .. kind)
 end
 
-local answer = {}
-for i = 3, #KEYS do
-    local ref = ARGV[i + 3]
-    local state = redis.call("GET", KEYS[i])
-    local code, number = 1, 0
-    if not state or state == "h" .. ref or (state == "r" and string.sub(ref, 1, 1) == "a") then
-        code = 0
-    elseif string.sub(state, 1, 1) == "c" then
-        local ends, holder, held = string.match(state, "^c(%d+):([^:]*):(.*)$")
-        if held == ref and holder == me then
-            code, number = 0, tonumber(redis.call("HGET", KEYS[1], ref) or 0)
-        elseif held == ref and tonumber(ends) > now and string.match(holder, "^[^@]*") ~= worker then
-            code, number = 2, tonumber(ends) - now
-        elseif held == ref and not take_suspects then
-            code = 3
-        elseif held == ref then
-            code, number = 0, redis.call("HINCRBY", KEYS[1], ref, 1)
+-- What becomes of an entry whose event is known: one of the codes above and its number.
+local function decide(state, ref)
+    if state == "h" .. ref or (state == "r" and string.sub(ref, 1, 1) == "a") then
+        return RUN, 0
+    elseif string.sub(state, 1, 1) ~= "c" then
+        return DUPLICATE, 0
+    end
+    local ends, holder, held = string.match(state, "^c(%d+):([^:]*):(.*)$")
+    if held ~= ref then
+        return DUPLICATE, 0
+    elseif holder == me then
+        return RUN, tonumber(redis.call("HGET", SUSPECT, ref) or 0)
+    elseif tonumber(ends) > now and string.match(holder, "^[^@]*") ~= worker then
+        return BUSY, tonumber(ends) - now
+    elseif not take_suspects then
+        return IS_SUSPECT, 0
+    end
+    return RUN, redis.call("HINCRBY", SUSPECT, ref, 1)
+end
+
+local answer, taken, new = { 1 }, {}, {}
+local states = has_msetex and redis.call("MGET", unpack(KEYS, FIRST_KEY))
+for i = 1, #KEYS - FIRST_KEY + 1 do
+    local key, ref = KEYS[FIRST_KEY - 1 + i], ARGV[BEFORE_REFS + i]
+    local value = claimed .. ref
+    local state
+    if states then
+        state = taken[key] or states[i]
+    else
+        state = redis.call("SET", key, value, "NX", "GET", "PXAT", expires)
+    end
+    if state then
+        local code, number = decide(state, ref)
+        if code == RUN and not taken[key] then
+            redis.call("SET", key, value, "PXAT", expires)
+            taken[key] = value
         end
+        if code ~= RUN or number > 0 then
+            local last = #answer
+            answer[last + 1], answer[last + 2], answer[last + 3] = i, code, number
+        end
+    elseif states then
+        taken[key] = value
+        local last = #new
+        new[last + 1], new[last + 2] = key, value
     end
-    if code == 0 then
-        redis.call("SET", KEYS[i], "c" .. deadline .. ":" .. me .. ":" .. ref, "PX", expire_ms)
+end
+if #new > 0 then
+    local count, last = #new / 2, #new
+    new[last + 1], new[last + 2], new[last + 3] = "NX", "PXAT", expires
+    if redis.call("MSETEX", count, unpack(new)) == 0 then
+        return redis.error_reply("WRONGTYPE an idempotency key holds something else than a string")
     end
-    answer[#answer + 1] = code
-    answer[#answer + 1] = number
 end
 return answer

@@ -16,7 +16,10 @@
 -- ARGV[4]      "1" when these outcomes were sent before and the reply was lost
 -- ARGV[5]      the epoch in which the worker owns the partition; "0" in groups without owners, where nothing is checked
 -- ARGV[6]      lease of a claim on a successor, ms
--- then per outcome: kind, entry ref, the event's key, its successor, a number, the count of parts, the parts; the
+-- ARGV[7]      how many of the outcomes, the first ones, are plain: "done" with no parts and no successor, of an entry of
+--              S, in a group without owners
+-- then per plain outcome: the entry's ref
+-- then per other outcome: kind, entry ref, the event's key, its successor, a number, the count of parts, the parts; the
 -- successor is "" or the ref of the entry that is to be claimed once this outcome is recorded
 --   ack    -            nothing to record: a duplicate or a type that the group skips
 --   done   -            parts: per emitted event the count of its fields and the fields
@@ -27,23 +30,27 @@
 --   hold   delay in ms  stays pending with its owner, who runs it again then; -1 halts its key. Parts: attempts, since
 --                       when it is parked (ms), a text; with no parts nothing is noted about the key
 --
--- Returns one number per outcome: 1 settled, 2 settled and its successor is claimed, 0 the lease was lost and nothing was
--- written for it; or the empty list: fenced, another worker or another epoch owns the partition and nothing was written
--- at all.
+-- Returns 1, and two numbers for each outcome that did not simply settle: its place (from 1), and
+--   0  the lease was lost and nothing was written for it
+--   2  settled, and its successor is claimed
+-- or the empty list: fenced, another worker or another epoch owns the partition and nothing was written at all.
 -- A successor is claimed only where nothing is known of it but that it waits, or by our own first try; claim.lua tells
 -- the rest.
 -- Sent twice (ARGV[4]), an outcome that finds the state its kind writes counts as settled and is not written again.
 -- A key of the wrong type stops the outcomes that need it, before the first write.
 -- XACK (or HDEL, where nothing is acknowledged) is the first write, so that memory can be freed when Redis is full.
+-- Nearly every outcome is plain: all of them are looked up, acknowledged and, where the server can, marked by one command.
 
 local S, AGAIN, RETRY, BODY, DEAD, SUSPECT = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local OWNER, STATES = KEYS[7], KEYS[8]
 local group, worker, window_ms, resent = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == "1"
+local BEFORE_IDEM, BEFORE_REFS = 8, 7
 local MOST_FIELDS = 7000 -- names and values that unpack() can hand to one XADD
 local WRITES = { done = "d", retry = "r", back = "r", ["return"] = "r", dead = "x" }
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local epoch, lease_ms = ARGV[5], tonumber(ARGV[6])
+local epoch, lease_ms, plain = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local has_msetex = (redis.VALKEY_VERSION_NUM or 0) >= 0x090100 or (redis.REDIS_VERSION_NUM or 0) >= 0x080400
 local me = epoch == "0" and worker or worker .. "@" .. epoch
 if epoch ~= "0" then
     local owner = redis.call("HMGET", OWNER, "owner", "epoch")
@@ -87,7 +94,7 @@ local function decide(kind, ref, state)
     return "lost"
 end
 
-local outcomes, at, key, ended, needed = {}, 7, 9, {}, { [SUSPECT] = "hash" }
+local needed = { [SUSPECT] = "hash" }
 
 -- Notes which keys an outcome writes, each with its type; false when Lua could not pass on so many fields.
 local function note_needs(one)
@@ -117,44 +124,81 @@ local function note_needs(one)
     return true
 end
 
-while at <= #ARGV do
-    local one = { kind = ARGV[at], ref = ARGV[at + 1], of = ARGV[at + 2], first = at + 6, key = KEYS[key] }
-    one.successor, one.number, one.count = ARGV[at + 3], tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
-    one.verdict = decide(one.kind, one.ref, redis.call("GET", one.key))
+local states = redis.call("MGET", unpack(KEYS, BEFORE_IDEM + 1))
+local outcomes, ended = {}, {}
+
+-- Takes an outcome up, decides it; false as above.
+local function take(one, place)
+    one.place, one.key = place, KEYS[BEFORE_IDEM + place]
+    one.verdict = decide(one.kind, one.ref, states[place] or redis.call("GET", one.key)) -- GET refuses a wrong type
     if one.verdict == "write" and ended[one.key] then
         -- One entry twice in a batch has one outcome; of copies handed back the first carries the event on.
         one.verdict = ended[one.key] == one.ref and "settled" or "ack"
     elseif one.verdict == "write" then
         ended[one.key] = one.ref
     end
-    if (one.verdict == "write" or one.verdict == "ack") and not note_needs(one) then
+    outcomes[#outcomes + 1] = one
+    return (one.verdict ~= "write" and one.verdict ~= "ack") or note_needs(one)
+end
+
+local ids, marks = {}, {}
+local at, place = BEFORE_REFS + plain + 1, plain
+local mixed, token = at <= #ARGV, ":" .. me .. ":"
+local token_at = 15 -- behind "c" and a deadline of 13 digits
+local ref_at = token_at + #token
+for i = 1, plain do
+    local ref, state = ARGV[BEFORE_REFS + i], states[i]
+    if state and string.sub(state, ref_at) == ref and string.sub(state, token_at, ref_at - 1) == token then
+        local key = KEYS[BEFORE_IDEM + i]
+        local last = #marks
+        ids[#ids + 1], marks[last + 1], marks[last + 2] = ref, key, "d"
+        if mixed then
+            ended[key] = ref
+        end
+    else
+        take({ kind = "done", ref = ref, first = 1, number = 0, count = 0, successor = "" }, i)
+    end
+end
+if #ids > 0 then
+    needed[S] = "stream"
+end
+while at <= #ARGV do
+    local one = { kind = ARGV[at], ref = ARGV[at + 1], of = ARGV[at + 2], first = at + 6 }
+    one.successor, one.number, one.count = ARGV[at + 3], tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+    at, place = one.first + one.count, place + 1
+    if not take(one, place) then
         return redis.error_reply("ERR an entry of more than " .. MOST_FIELDS .. " names and values: " .. one.ref)
     end
-    outcomes[#outcomes + 1] = one
-    at, key = one.first + one.count, key + 1
 end
+local kinds = {}
 for name, wanted in pairs(needed) do
-    local kind = redis.call("TYPE", name).ok
-    if kind ~= "none" and kind ~= wanted then
-        return redis.error_reply("WRONGTYPE " .. name .. " is a " .. kind)
+    kinds[name] = redis.call("TYPE", name).ok
+    if kinds[name] ~= "none" and kinds[name] ~= wanted then
+        return redis.error_reply("WRONGTYPE " .. name .. " is a " .. kinds[name])
     end
 end
-local has_suspects = redis.call("EXISTS", SUSPECT) == 1
+local has_suspects = kinds[SUSPECT] == "hash"
 local has_states = epoch ~= "0" and redis.call("EXISTS", STATES) == 1
 
-local ids, again_ids, refs, over = {}, {}, {}, {}
+local again_ids, refs, over = {}, {}, {} -- `refs` of what is not in `ids`: an entry of S has its id as its ref
 for _, one in ipairs(outcomes) do
     if one.verdict == "write" or one.verdict == "ack" then
-        refs[#refs + 1] = one.ref
         if one.kind == "hold" then
-            has_suspects = true
+            has_suspects, refs[#refs + 1] = true, one.ref
         else
-            local list = is_again(one.ref) and again_ids or ids
-            list[#list + 1] = entry_id(one.ref)
+            if is_again(one.ref) then
+                again_ids[#again_ids + 1], refs[#refs + 1] = entry_id(one.ref), one.ref
+            else
+                ids[#ids + 1] = one.ref
+            end
             local noted = has_states and redis.call("HGET", STATES, one.of)
             if noted and string.match(noted, "^%S+") == one.ref then
                 over[#over + 1] = one.of
             end
+        end
+        if one.verdict == "write" and one.kind == "done" then
+            local last = #marks
+            marks[last + 1], marks[last + 2] = one.key, "d"
         end
     end
 end
@@ -165,41 +209,62 @@ if #again_ids > 0 then
     redis.call("XACK", AGAIN, group, unpack(again_ids))
     redis.call("XDEL", AGAIN, unpack(again_ids))
 end
-if has_suspects and #refs > 0 then
-    redis.call("HDEL", SUSPECT, unpack(refs))
+for _, some in ipairs(has_suspects and { ids, refs } or {}) do
+    if #some > 0 then
+        redis.call("HDEL", SUSPECT, unpack(some))
+    end
 end
 if #over > 0 then
     redis.call("HDEL", STATES, unpack(over))
 end
 
-local answer = {}
-for i, one in ipairs(outcomes) do
-    answer[i] = one.verdict == "lost" and 0 or 1
-    if one.verdict == "write" then
+local function remember(key, state, ms)
+    redis.call("SET", key, state, "PXAT", string.format("%.0f", now + ms))
+end
+
+local count, expires = #marks / 2, string.format("%.0f", now + window_ms)
+if has_msetex and count > 0 then
+    local last = #marks
+    marks[last + 1], marks[last + 2] = "PXAT", expires
+    redis.call("MSETEX", count, unpack(marks))
+else
+    for i = 1, #marks, 2 do
+        redis.call("SET", marks[i], "d", "PXAT", expires)
+    end
+end
+local answer = { 1 }
+local function tell(one, code)
+    local last = #answer
+    answer[last + 1], answer[last + 2] = one.place, code
+end
+
+for _, one in ipairs(outcomes) do
+    if one.verdict == "lost" then
+        tell(one, 0)
+    elseif one.verdict == "write" then
         local first, last = one.first, one.first + one.count - 1
         if one.kind == "done" then
-            redis.call("SET", one.key, "d", "PX", window_ms)
             while first <= last do
                 local fields = tonumber(ARGV[first])
                 redis.call("XADD", S, "*", unpack(ARGV, first + 1, first + fields))
                 first = first + 1 + fields
             end
         elseif one.kind == "retry" then
-            redis.call("SET", one.key, "r", "PX", window_ms + one.number)
+            remember(one.key, "r", window_ms + one.number)
             redis.call("HSET", BODY, ARGV[first], ARGV[first + 1])
             redis.call("ZADD", RETRY, now + one.number, ARGV[first])
         elseif one.kind == "dead" then
-            redis.call("SET", one.key, "x", "PX", window_ms)
+            remember(one.key, "x", window_ms)
             redis.call("XADD", DEAD, "*", unpack(ARGV, first, last))
         elseif one.kind == "hold" then
-            redis.call("SET", one.key, "h" .. one.ref, "PX", window_ms + math.max(one.number, 0))
+            remember(one.key, "h" .. one.ref, window_ms + math.max(one.number, 0))
             if one.count > 0 then
                 local due = one.number < 0 and "halted" or string.format("%.0f", now + one.number)
                 local state = { one.ref, ARGV[first], due, ARGV[first + 1], ARGV[first + 2] }
                 redis.call("HSET", STATES, one.of, table.concat(state, " "))
             end
         else
-            redis.call("SET", one.key, "r", "PX", window_ms)
+            remember(one.key, "r", window_ms)
             redis.call("XADD", AGAIN, "*", "id", ARGV[first], "body", ARGV[first + 1])
         end
     end
@@ -215,13 +280,17 @@ end
 
 -- What fails here is left to a claim of its own: the outcomes are recorded.
 local claim = string.format("c%.0f:%s:", now + lease_ms, me)
-for i, one in ipairs(outcomes) do
+local successor = BEFORE_IDEM + place
+for _, one in ipairs(outcomes) do
     if one.successor ~= "" then
-        if answer[i] == 1 and one.kind ~= "hold" and may_claim(one.successor, redis.pcall("GET", KEYS[key])) then
-            local set = redis.pcall("SET", KEYS[key], claim .. one.successor, "PX", lease_ms * 10 + window_ms)
-            answer[i] = set.ok and 2 or 1
+        successor = successor + 1
+        local counts = one.verdict ~= "lost" and one.kind ~= "hold"
+        if counts and may_claim(one.successor, redis.pcall("GET", KEYS[successor])) then
+            local set = redis.pcall("SET", KEYS[successor], claim .. one.successor, "PX", lease_ms * 10 + window_ms)
+            if set.ok then
+                tell(one, 2)
+            end
         end
-        key = key + 1
     end
 end
 return answer
