@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import cache
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -94,6 +94,27 @@ class _Data:
             _find_nan(event, _label(message))
         return event
 
+    def reader(self, cls: type[Event]) -> Callable[[bytes], Event]:
+        """Reads data of this class as `decode` does, quicker, but without its words for what is wrong with them."""
+        decoder = self._module.Decoder(cls, strict=self._strict)
+        decode: Callable[[bytes], Event] = decoder.decode
+        if not self._is_risky(cls):
+            return decode
+        decimals = _decimal_fields(cls)
+        others = [name for name in _risky_fields(cls) if name not in decimals]
+
+        def read(data: bytes) -> Event:
+            event = decode(data)
+            for name in decimals:
+                if not getattr(event, name).is_finite():
+                    raise ValueError(name)
+            for name in others:
+                if holds_nan(getattr(event, name)):
+                    raise ValueError(name)
+            return event
+
+        return read
+
     def decode_plain(self, data: bytes, label: str) -> dict[str, Any]:
         try:
             plain: dict[str, Any] = self._plain.decode(data)
@@ -125,6 +146,7 @@ class NativeCodec:
         self._data = _Data(data_format)
         self.encode = self._data.encode
         self.encode_plain = self._data.encode_plain
+        self.reader = self._data.reader
 
     def read(self, entry_id: str, fields: Fields) -> Message:
         if fields[::2] == _PLAIN and len(fields) == 10:  # as most entries are: nothing has to be looked for
@@ -283,6 +305,12 @@ def _risky_fields(cls: type[msgspec.Struct]) -> tuple[str, ...]:
     """The fields to look into: events have many texts and few numbers."""
     fields = getattr(inspect.type_info(cls), "fields", ())
     return tuple(field.name for field in fields if _holds_nan(field.type, set()))
+
+
+def _decimal_fields(cls: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The fields that hold a Decimal and nothing else."""
+    fields = getattr(inspect.type_info(cls), "fields", ())
+    return tuple(field.name for field in fields if isinstance(field.type, inspect.DecimalType))
 
 
 def holds_nan(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar, get_origin
 
 from msgspec import Struct
@@ -69,6 +69,8 @@ class Aggregate:
     version: int
     _fields: ClassVar[dict[str, Any]] = {}
     """The default of each field."""
+    _plain: ClassVar[frozenset[str]] = frozenset()
+    """Fields that nothing else than the aggregate's dict keeps."""
     _fresh: ClassVar[tuple[str, ...]] = ()
     """Fields whose defaults can be changed: each aggregate has a copy of its own."""
     _appliers: ClassVar[dict[type[Event], str]] = {}
@@ -86,6 +88,7 @@ class Aggregate:
             raise DeclarationError(f"{cls.__name__}(version={version!r}): a version is a whole number from 1")
         cls._class_version = version
         cls._fields = {**cls._fields, **_own_fields(cls)}
+        cls._plain = frozenset(name for name in cls._fields if not hasattr(type(getattr(cls, name)), "__set__"))
         cls._fresh = tuple(name for name, default in cls._fields.items() if copy.deepcopy(default) is not default)
         cls._appliers = _appliers(cls)
         cls._key_fields = frozenset()
@@ -99,6 +102,9 @@ class Aggregate:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Only declared fields can be set: what is no field would be missing in a snapshot."""
+        if name in self._plain:  # nearly always, and quicker than to ask for it
+            self.__dict__[name] = value
+            return
         if name in _OWN or not hasattr(type(self), name):
             why = "is set by streamlib" if name in _OWN else "is no field; declare it in the class body with a default"
             raise AttributeError(f"{type(self).__name__}.{name} {why}")
@@ -139,18 +145,41 @@ class Aggregate:
 
 def apply(aggregate: Aggregate, event: Event) -> None:
     """Let the aggregate's method for this event change its fields. Raises UnappliedEvent, what the method raises."""
-    name = aggregate._appliers.get(type(event))
+    applier, state = _applier(aggregate, type(event)), aggregate.__dict__
+    state["_applying"] = True
+    try:
+        applier(event)
+    finally:
+        state["_applying"] = False
+
+
+def apply_stored(aggregate: Aggregate, events: Iterable[Event]) -> None:
+    """Apply events as they were stored: each makes the aggregate one version older. Raises what `apply` raises, and
+    what the iteration does; `version` tells how many were applied."""
+    state = aggregate.__dict__
+    appliers: dict[type[Event], Callable[[Event], None]] = {}
+    state["_applying"] = True
+    try:
+        for event in events:
+            applier = appliers.get(type(event))
+            if applier is None:
+                applier = appliers[type(event)] = _applier(aggregate, type(event))
+            applier(event)
+            state["version"] += 1
+    finally:
+        state["_applying"] = False
+
+
+def _applier(aggregate: Aggregate, event: type[Event]) -> Callable[[Event], None]:
+    """The aggregate's method for events of this class. Raises UnappliedEvent."""
+    name = aggregate._appliers.get(event)
     if name is None:
-        known = type(event).__name__
+        known = event.__name__
         raise UnappliedEvent(
             f"{label_of(aggregate)} does not know {known}: no method of its class is marked @applies({known})"
         )
-    state = aggregate.__dict__
-    state["_applying"] = True
-    try:
-        getattr(aggregate, name)(event)
-    finally:
-        state["_applying"] = False
+    method: Callable[[Event], None] = getattr(aggregate, name)
+    return method
 
 
 def label_of(aggregate: Aggregate) -> str:

@@ -7,6 +7,7 @@ import inspect
 import logging
 import random
 from collections.abc import Callable
+from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
@@ -23,13 +24,14 @@ from streamlib.errors import (
     StreamlibError,
 )
 from streamlib.event import Event
-from streamlib.eventsourcing.aggregate import Aggregate, Commit, apply, label_of
+from streamlib.eventsourcing.aggregate import Aggregate, Commit, apply_stored, label_of
 from streamlib.eventsourcing.scope import Answered, current_scope
 from streamlib.eventsourcing.snapshots import Snapshots
 from streamlib.eventsourcing.turns import Turns
 from streamlib.message import Position, entry_time_ms
-from streamlib.redisio.aggregate_reader import AnsweredBefore, Stored
+from streamlib.redisio.aggregate_reader import AnsweredBefore, Page
 from streamlib.redisio.answers import StoredAnswer
+from streamlib.redisio.elements import ElementReader, Stored, entry_of, stored
 from streamlib.redisio.event_store import Answer, EventStore, new_commit_id
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.topic import TopicSpec, partition_of_key
@@ -75,6 +77,7 @@ class Repository(Generic[A]):
         self._store = store
         self._every = snapshot_every
         self._snapshots = Snapshots(cls) if snapshot_every else None
+        self._elements = ElementReader(topic, cls.__name__)
         self._turns = Turns()
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -112,7 +115,7 @@ class Repository(Generic[A]):
 
         Empty for one that does not exist. Raises what `load` raises.
         """
-        return [self._recorded(id, stored) async for stored in self._store().read(self.topic, id, after, upto)]
+        return [self._recorded(id, one) async for one in self._store().read(self.topic, id, after, upto)]
 
     async def at_version(self, id: str, version: int) -> A:
         """The aggregate as it was with its first `version` events. Raises AggregateNotFound, what `load` raises."""
@@ -130,10 +133,10 @@ class Repository(Generic[A]):
         """
         limit_ms = _ms(when)
         aggregate = self.cls(id)
-        async for stored in self._store().read(self.topic, id):
-            if _time_of(stored) > limit_ms:
+        async for one in self._store().read(self.topic, id):
+            if _time_of(one) > limit_ms:
                 break
-            self._apply(aggregate, stored)
+            self._apply(aggregate, one)
         if not aggregate.version:
             raise AggregateNotFound(f"{label_of(aggregate)} has no event up to {when}")
         return aggregate
@@ -264,36 +267,43 @@ class Repository(Generic[A]):
             raise Answered(await self._answer(before)) from None
         if page.after and not (self._snapshots and self._snapshots.restore(aggregate, page)):
             page = await store.page(self.topic, id, 0, upto)
-        async for stored in store.rest(self.topic, id, page, upto):
-            self._apply(aggregate, stored)
+        async with aclosing(store.pages(self.topic, id, page, upto)) as pages:
+            async for page in pages:
+                self._apply_page(aggregate, page)
         return aggregate
 
-    def _apply(self, aggregate: A, stored: Stored) -> None:
-        """Put a stored event into the aggregate; every error tells which one it was."""
+    def _apply_page(self, aggregate: A, page: Page) -> None:
+        """Put the stored events of a page into the aggregate; every error tells which one it was."""
+        if not page.events:
+            return
+        partition = partition_of_key(aggregate.id, self.topic.partitions)
         try:
-            apply(aggregate, self._event(aggregate.id, stored))
+            apply_stored(aggregate, self._elements.events(aggregate.id, partition, page.after, page.events))
         except Exception as error:
-            error.add_note(f"{label_of(aggregate)}, version {stored.version}: event {stored.message.id}")
+            element = page.events[aggregate.version - page.after]
+            with suppress(DecodeError):  # the error itself, of an element that cannot be taken apart
+                _note(error, aggregate, stored(self.topic, partition, aggregate.version + 1, element))
             raise
-        aggregate.__dict__["version"] = stored.version
-        aggregate._kept.entry_id = stored.position.entry_id
+        aggregate._kept.entry_id = entry_of(page.events[-1])
 
-    def _event(self, id: str, stored: Stored) -> Event:
+    def _apply(self, aggregate: A, one: Stored) -> None:
+        """The same for one event that is taken apart already."""
         try:
-            return self.topic.decode(stored.message)
-        except DecodeError as error:
-            raise type(error)(f"{self.cls.__name__} {id!r}, version {stored.version}: {error}") from error
+            apply_stored(aggregate, [self._elements.event(aggregate.id, one)])
+        except Exception as error:
+            _note(error, aggregate, one)
+            raise
+        aggregate._kept.entry_id = one.position.entry_id
 
-    def _recorded(self, id: str, stored: Stored) -> Recorded:
-        event = self._event(id, stored)
-        message = stored.message
-        return Recorded(stored.version, event, message.id, _time_of(stored), stored.position, stored.commit_id)
+    def _recorded(self, id: str, one: Stored) -> Recorded:
+        event, message = self._elements.event(id, one), one.message
+        return Recorded(one.version, event, message.id, _time_of(one), one.position, one.commit_id)
 
     async def _answer(self, before: AnsweredBefore) -> StoredAnswer:
         """An answer that was kept with events, with the place of the last of them."""
         answer = StoredAnswer.decode(before.value)
-        async for stored in self._store().read(self.topic, answer.aggregate_id, answer.version - 1, answer.version):
-            return replace(answer, position=stored.position)
+        async for one in self._store().read(self.topic, answer.aggregate_id, answer.version - 1, answer.version):
+            return replace(answer, position=one.position)
         return answer
 
     def _place(self, id: str) -> Position:
@@ -313,9 +323,13 @@ def _check_class(cls: Any, topic: TopicSpec) -> None:
         )
 
 
-def _time_of(stored: Stored) -> int:
-    time_ms = stored.message.time_ms
-    return entry_time_ms(stored.position.entry_id) if time_ms is None else time_ms
+def _note(error: Exception, aggregate: Aggregate, one: Stored) -> None:
+    error.add_note(f"{label_of(aggregate)}, version {one.version}: event {one.message.id}")
+
+
+def _time_of(one: Stored) -> int:
+    time_ms = one.message.time_ms
+    return entry_time_ms(one.position.entry_id) if time_ms is None else time_ms
 
 
 def _ms(when: datetime | int) -> int:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from msgspec import Struct
 
-from streamlib.errors import DecodeError, StreamlibError
+from streamlib.errors import StreamlibError
 from streamlib.keys import Keys, StreamKeys
-from streamlib.message import Message, Position
 from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.elements import Stored, stored
 from streamlib.redisio.failures import CLIENT_ERRORS, translate
-from streamlib.redisio.later import unpack
 from streamlib.redisio.scripts import Arg, Script
 from streamlib.topic import TopicSpec, checked_id, partition_of_key
 
@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 _read = Script("read_aggregate")
 
-PAGE_EVENTS = 500
+PAGE_EVENTS, FURTHER_EVENTS = 500, 2_000
+"""How many events the first page has at the most, and each further one: who has more has many."""
+_TURNS_TO_SEND = 3
 PAGE_BYTES = 4 * 1024 * 1024
 _SCAN_COUNT = 1_000
 _NO_ANSWER = "-"
@@ -34,17 +36,8 @@ class AnsweredBefore(StreamlibError):
         self.value = value
 
 
-class Stored(Struct, frozen=True):
-    """One event of an aggregate as it is stored."""
-
-    version: int
-    position: Position
-    commit_id: str
-    message: Message
-
-
 class Page(Struct, frozen=True):
-    """Events of an aggregate, in order.
+    """Events of an aggregate as the list has them, in order; elements.py reads them.
 
     `after` is the version before the first of them, `length` the number of all events of the aggregate. `snapshot`, as
     it is stored, stands for version `after`; None where there is none that can be used.
@@ -53,7 +46,7 @@ class Page(Struct, frozen=True):
     snapshot: bytes | None
     length: int
     after: int
-    events: list[Stored]
+    events: list[bytes]
 
 
 class AggregateReader:
@@ -75,28 +68,49 @@ class AggregateReader:
         not exist. Raises AnsweredBefore when there is an answer for `answer_key`, DecodeError for an element that is no
         event, WrongKeyType, RedisUnavailable, and StreamlibError when the aggregate became shorter meanwhile.
         """
+        partition = partition_of_key(aggregate_id, topic.partitions)
         page = await self.page(topic, aggregate_id, after, upto, answer_key=answer_key)
-        async for stored in self.rest(topic, aggregate_id, page, upto):
-            yield stored
-
-    async def rest(
-        self, topic: TopicSpec, aggregate_id: str, page: Page, upto: int | None = None
-    ) -> AsyncIterator[Stored]:
-        """The events of this page, the first that was read, and then those of the next ones; see `read`."""
-        at, length = page.after, page.length
-        last = length if upto is None else min(length, upto)
+        at, end = page.after, _end(page, upto)
         while True:
-            for stored in page.events:
-                yield stored
-            at += len(page.events)
-            if at >= last:
+            for element in page.events:
+                at += 1
+                yield stored(topic, partition, at, element)
+            if at >= end:
                 return
-            page = await self.page(topic, aggregate_id, at, last)
-            if not page.events:
-                raise StreamlibError(
-                    f"topic {topic.name!r}: aggregate {aggregate_id!r} had {length} events and now has {page.length}: "
-                    "Redis was rolled back while they were read; read it again"
-                )
+            page = await self._further(topic, aggregate_id, at, end, page.length)
+
+    async def pages(
+        self, topic: TopicSpec, aggregate_id: str, page: Page, upto: int | None = None
+    ) -> AsyncGenerator[Page, None]:
+        """This page, the first that was read, and then the next ones; see `read`.
+
+        The next one is on its way while the caller works on this one. To be closed, as contextlib.aclosing does.
+        """
+        at, end = page.after + len(page.events), _end(page, upto)
+        following: asyncio.Task[Page] | None = None
+        try:
+            while at < end:
+                following = asyncio.create_task(self._further(topic, aggregate_id, at, end, page.length))
+                for _ in range(_TURNS_TO_SEND):  # a caller that never waits would keep it from being sent
+                    await asyncio.sleep(0)
+                yield page
+                page, following = await following, None
+                at += len(page.events)
+            yield page
+        finally:
+            if following is not None:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+
+    async def _further(self, topic: TopicSpec, aggregate_id: str, at: int, end: int, length: int) -> Page:
+        """The page after version `at` of an aggregate that had `length` events. Raises StreamlibError."""
+        page = await self.page(topic, aggregate_id, at, end)
+        if page.events:
+            return page
+        raise StreamlibError(
+            f"topic {topic.name!r}: aggregate {aggregate_id!r} had {length} events and now has {page.length}: Redis "
+            "was rolled back while they were read; read it again"
+        )
 
     async def page(
         self,
@@ -109,16 +123,16 @@ class AggregateReader:
         stamp: str = "",
     ) -> Page:
         """One page of events after a version, or after the snapshot of this `stamp` where there is one; see `read`."""
-        keys, partition = self._place(topic, aggregate_id)
+        keys, _ = self._place(topic, aggregate_id)
         names = [keys.aggregate(aggregate_id), keys.snapshot(aggregate_id), keys.answer(answer_key or _NO_ANSWER)]
         last = -1 if upto is None else upto
-        args: list[Arg] = [after, last, PAGE_EVENTS, PAGE_BYTES, stamp, "1" if answer_key else "0"]
+        most = FURTHER_EVENTS if after else PAGE_EVENTS
+        args: list[Arg] = [after, last, most, PAGE_BYTES, stamp, "1" if answer_key else "0"]
         answer, *found = await self._persist(lambda: _read.run(self._redis, names, args))
         if answer is not None:
             raise AnsweredBefore(answer_key, answer)
-        snapshot, length, start, *elements = found
-        numbered = enumerate(elements, start=start + 1)
-        return Page(snapshot, length, start, [_stored(topic, partition, number, raw) for number, raw in numbered])
+        snapshot, length, start, *events = found
+        return Page(snapshot, length, start, events)
 
     async def length(self, topic: TopicSpec, aggregate_id: str) -> int:
         """How many events the aggregate has, 0 if it does not exist. Raises WrongKeyType, RedisUnavailable."""
@@ -165,13 +179,6 @@ class AggregateReader:
             raise translate(error, self._redis.settings.url) from error
 
 
-def _stored(topic: TopicSpec, partition: int, version: int, element: bytes) -> Stored:
-    """An element of an aggregate's list, taken apart. Raises DecodeError."""
-    entry, _, rest = element.partition(b" ")
-    commit, _, packed = rest.partition(b" ")
-    entry_id = entry.decode(errors="replace")
-    try:
-        message = topic.codec.read(entry_id, unpack(packed))
-    except DecodeError as error:
-        raise type(error)(f"topic {topic.name!r}, version {version} of an aggregate: {error}") from error
-    return Stored(version, Position(topic.name, partition, entry_id), commit.decode(errors="replace"), message)
+def _end(page: Page, upto: int | None) -> int:
+    """The last version to read, as the first page tells."""
+    return page.length if upto is None else min(page.length, upto)

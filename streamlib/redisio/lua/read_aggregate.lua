@@ -61,7 +61,7 @@ while taken < most and at < last do
             return reply
         end
         taken = taken + 1
-        reply[#reply + 1] = element
+        reply[taken + 4] = element
     end
     at = at + #elements
 end
