@@ -19,6 +19,7 @@ from benchmarks.cases import CASES, beside, chosen
 from tests.helpers.servers import SERVER_KINDS
 
 PACKAGES = ("streamlib", "redis", "hiredis", "msgspec", "uvloop", "prometheus-client")
+LARGE, MOST_PILE = 10_000_000, 1_000_000
 SAMPLES_PER_S = 500
 
 
@@ -49,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--events", type=int, default=20_000, help="events of each run that the clock sees")
+    parser.add_argument("--backlog", type=int, default=200_000, help="events ahead in flat_backlog and memory")
+    parser.add_argument("--large", action="store_true", help="the same as --backlog 10000000")
     parser.add_argument("--server", choices=SERVER_KINDS, default="valkey")
     parser.add_argument("--beside", type=Path, metavar="DIR", help="measure another checkout in the same rounds")
     parser.add_argument("--json", action="store_true", help="print every number as JSON")
@@ -58,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _size(given: argparse.Namespace) -> Size:
-    return Size(events=given.events, warm=max(given.events // 10, 1))
+    backlog = LARGE if given.large else given.backlog
+    return Size(events=given.events, warm=max(given.events // 10, 1), backlog=backlog, pile=min(backlog, MOST_PILE))
 
 
 def _measure(cases: list[Case], given: argparse.Namespace, size: Size, client: redis.Redis, url: str) -> None:

@@ -11,11 +11,15 @@ Figures = dict[str, float]
 
 
 class Size(Struct, frozen=True):
-    """How much a run handles: the clock runs over `events`, between `warm` before and `warm` after them, so that what
-    is in flight counts the same at both ends. `pile` is what lies about in the cases of flat cost."""
+    """How much a run handles.
+
+    The clock runs over `events`, between `warm` before and `warm` after them, so that what is in flight counts the same
+    at both ends. In the cases of flat cost `backlog` events lie ahead, or a `pile` of other things lies about.
+    """
 
     events: int = 20_000
     warm: int = 2_000
+    backlog: int = 200_000
     pile: int = 200_000
 
     @property

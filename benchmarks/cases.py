@@ -5,11 +5,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from benchmarks import loops, projecting, publishing, working
+from benchmarks import bulk, loops, pacing, projecting, publishing, working
 from benchmarks.case import Case
 
 CASES: dict[str, Case] = {
-    case.name: case for module in (loops, working, publishing, projecting) for case in module.CASES
+    case.name: case for module in (loops, working, publishing, projecting, pacing, bulk) for case in module.CASES
 }
 
 

@@ -46,7 +46,8 @@ def unread(client: redis.Redis, stream: str, group: str) -> int:
     """Entries behind the last one that was delivered to the group."""
     groups: Any = client.xinfo_groups(stream)
     (found,) = [one for one in groups if one["name"] == group.encode()]
-    return len(client.xrange(stream, min="(" + found["last-delivered-id"].decode(), count=CHUNK))
+    behind: Any = client.xrange(stream, min="(" + found["last-delivered-id"].decode(), count=CHUNK)
+    return len(behind)
 
 
 def unmarked(client: redis.Redis, stream: str, group: str) -> list[str]:
@@ -61,12 +62,28 @@ def unmarked(client: redis.Redis, stream: str, group: str) -> list[str]:
     return [f"{problems:,} events of {stream} carry no done mark"] if problems else []
 
 
+def done_marks(client: redis.Redis) -> int:
+    """How many idempotency keys say "done"."""
+    done, cursor = 0, 0
+    while True:
+        told: Any = client.scan(cursor, match="*}:idem:*", count=CHUNK)
+        cursor, keys = told
+        done += sum(mark == b"d" for mark in client.mget(keys)) if keys else 0
+        if cursor == 0:
+            return done
+
+
 def event_ids(client: redis.Redis, stream: str) -> Iterator[list[str]]:
     """The event ids of a stream, in its order, in chunks."""
     after = "-"
-    while chunk := client.xrange(stream, min=after, count=CHUNK):
+    while chunk := _range(client, stream, after):
         yield [fields[b"id"].decode() for _, fields in chunk]
         after = "(" + chunk[-1][0].decode()
+
+
+def _range(client: redis.Redis, stream: str, first: str) -> list[Any]:
+    found: Any = client.xrange(stream, min=first, count=CHUNK)
+    return list(found)
 
 
 def published(client: redis.Redis, size: Size, run: Run) -> list[str]:

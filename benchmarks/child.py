@@ -8,9 +8,12 @@ import uvloop
 
 from benchmarks.case import Run, Size
 from benchmarks.cases import CASES
+from streamlib.logs import setup_logging
+from streamlib.settings import LogSettings
 
 
 def main(name: str, url: str, size: str) -> None:
+    setup_logging(LogSettings(level="warning"), secrets=[])
     given = msgspec.json.decode(size, type=Size)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the loop that `streamlib run` takes
         run: Run = runner.run(_run(name, url, given))

@@ -1,7 +1,5 @@
 """The event that every case handles, and how a stream is filled with it."""
 
-import itertools
-from collections.abc import Sequence
 from decimal import Decimal
 
 import msgspec
@@ -48,10 +46,9 @@ def entry(number: int) -> list[bytes]:
     return [*fields, b"data", msgspec.json.encode(event)]
 
 
-def fill(client: redis.Redis, count: int, streams: Sequence[str] = (STREAM,), first: int = 0) -> None:
-    """Adds `count` entries, `first` being the number of the first order, spread evenly over the streams."""
+def fill(client: redis.Redis, count: int, stream: str = STREAM, first: int = 0) -> None:
+    """Adds `count` entries, `first` being the number of the first order."""
     add = client.register_script(_FILL)
-    turns = itertools.cycle(streams)
     for start in range(first, first + count, CHUNK):
         entries = [entry(number) for number in range(start, min(start + CHUNK, first + count))]
-        add([next(turns)], [len(entries[0]), *(part for fields in entries for part in fields)])
+        add([stream], [len(entries[0]), *(part for fields in entries for part in fields)])
