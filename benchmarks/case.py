@@ -40,7 +40,8 @@ class Case(Struct, frozen=True):
 
     `fill` prepares an empty database, `run` measures, `check` returns what is wrong with the result (nothing, if it is
     right). Figures are set in relation to those of the case `base`, round by round. `checkout` is where the
-    streamlib lies that is measured, when it is not the one beside which `benchmarks` lies.
+    streamlib lies that is measured, when it is not the one beside which `benchmarks` lies; `needs` is a module
+    that has to be installed.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Case(Struct, frozen=True):
     fill: Callable[[redis.Redis, Size], None]
     base: str = ""
     checkout: str = ""
+    needs: str = ""
 
 
 def nothing(client: redis.Redis, size: Size) -> None:

@@ -1,31 +1,37 @@
 """All cases, in the order of the table."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from benchmarks import bulk, loops, pacing, projecting, publishing, working
+from benchmarks import bulk, loops, pacing, projecting, publishing, whole, working
 from benchmarks.case import Case
 
 CASES: dict[str, Case] = {
-    case.name: case for module in (loops, working, publishing, projecting, pacing, bulk) for case in module.CASES
+    case.name: case for module in (loops, working, publishing, projecting, pacing, bulk, whole) for case in module.CASES
 }
 
 
 def chosen(words: Sequence[str]) -> list[Case]:
-    """The cases named, or whose names begin with `<word>_`, together with their bases; all of them without words.
+    """The cases named, or whose names begin with `<word>_`, together with their bases; without words all that can run.
 
     Raises LookupError for a word that means none.
     """
     names: set[str] = set()
-    for word in words or CASES:
+    for word in words or [name for name, case in CASES.items() if installed(case)]:
         found = {word} if word in CASES else {name for name in CASES if name.startswith(f"{word}_")}
         if not found:
             raise LookupError(f"no case {word!r}; there are: {', '.join(CASES)}")
         names |= found
     names |= {CASES[name].base for name in names if CASES[name].base}
     return [case for name, case in CASES.items() if name in names]
+
+
+def installed(case: Case) -> bool:
+    """Whether what the case needs is here."""
+    return not case.needs or importlib.util.find_spec(case.needs) is not None
 
 
 def beside(cases: Sequence[Case], checkout: Path) -> list[Case]:
