@@ -190,15 +190,15 @@ class GroupMetrics:
         """New events of a batch have so many bytes, as they lie in their stream."""
         self._sizes.observe(sizes)
 
-    def processed(self, handler: str, outcome: str, seconds: float | None) -> None:
-        """One delivery ended; `seconds` is the handler's run time, None if it did not run.
+    def processed(self, handler: str, outcome: str, seconds: float | None = None, *, n: int = 1) -> None:
+        """`n` deliveries ended so; `seconds` is the handler's run time, None if it did not run.
 
         `outcome` is ok, retry, dead, skipped, duplicate or released. Raises KeyError for another word.
         """
         outcomes = self._processed.get(handler)
         if outcomes is None:
             outcomes = self._bind(handler)
-        outcomes[outcome].inc()
+        outcomes[outcome].inc(n)
         if seconds is not None:
             self._durations[handler].observe(seconds)
 
@@ -233,9 +233,10 @@ class GroupMetrics:
         """From stored to started; clocks of two machines may make it negative, which counts as 0."""
         self._queue_wait.observe(max(seconds, 0.0))
 
-    def end_to_end(self, seconds: float) -> None:
-        """From stored to acknowledged; negative counts as 0."""
-        self._end_to_end.observe(max(seconds, 0.0))
+    def end_to_end(self, *seconds: float) -> None:
+        """From stored to acknowledged, for each event; negative counts as 0."""
+        for one in seconds:
+            self._end_to_end.observe(max(one, 0.0))
 
     def attempts(self, n: int) -> None:
         """An event reached its final outcome in its n-th run."""

@@ -69,8 +69,10 @@ class Answer(Struct, frozen=True):
 
 async def load(redis: Executes, keys: ViewKeys, group: str, event_ids: Sequence[str], row_ids: Sequence[str]) -> Loaded:
     """The idempotency states of these events, and these rows, in one round trip."""
-    marks = [keys.stream.idem(group, event_id) for event_id in event_ids]
-    states, rows = await _load.run(redis, [*marks, *(keys.row(row_id) for row_id in row_ids)], [len(marks)])
+    if not event_ids and not row_ids:
+        return Loaded({}, {})
+    marks = keys.stream.idems(group, event_ids)
+    states, rows = await _load.run(redis, [*marks, *keys.rows(row_ids)], [len(marks)])
     return Loaded(
         {event_id: state for event_id, state in zip(event_ids, states, strict=False) if state is not None},
         {row_id: _row(row) for row_id, row in zip(row_ids, rows, strict=True)},
@@ -81,26 +83,28 @@ async def commit(
     redis: Executes, keys: ViewKeys, group: str, *, owner: str, epoch: int, window_ms: int, batch: Batch
 ) -> Answer:
     """Apply a batch if we still own the partition and the view stands at `batch.old`. Safe to send twice."""
+    shapes: dict[tuple[bytes, ...], list[str]] = {}
+    for row_id, row in batch.rows.items():
+        shapes.setdefault(tuple(row or ()), []).append(row_id)
     named = [
         keys.stream.stream,
         keys.stream.owner(group),
         keys.head,
         keys.stream.dead(group),
-        *(keys.stream.idem(group, event_id) for event_id in batch.marks),
-        *(keys.row(row_id) for row_id in batch.rows),
+        *keys.stream.idems(group, batch.marks),
+        *keys.rows(row_id for row_ids in shapes.values() for row_id in row_ids),
         *batch.indexes,
     ]
     args: list[Arg] = [
         owner, epoch, batch.old, batch.new, group, window_ms, batch.entries, batch.row_delta,
         "".join(batch.marks.values()), len(batch.rows), len(batch.indexes), len(batch.dead),
     ]  # fmt: skip
-    for row in batch.rows.values():
-        pairs = [part for pair in (row or {}).items() for part in pair]
-        args += (len(pairs), *pairs)
+    for shape, row_ids in shapes.items():
+        args += (len(row_ids), len(shape), *shape)
+        for row_id in row_ids:
+            args += (batch.rows[row_id] or {}).values()
     for change in batch.indexes.values():
-        args += (len(change.removed), *change.removed, len(change.set) * 2)
-        for member, score in change.set:
-            args += (repr(score), member)
+        args += (len(change.removed), *change.removed, *_scored(change.set))
     args += (len(batch.inexact) * 2, *(part for field in batch.inexact for part in (f"{INEXACT}{field}", 1)))
     for fields in batch.dead:
         args += (len(fields), *fields)
@@ -121,6 +125,18 @@ async def load_both(
     found = [row if isinstance(row, dict) else {} for row in map(_row, replies)]
     first, second = found[2 : 2 + len(row_ids)], found[2 + len(row_ids) :]
     return list(zip(first, second, strict=True)), found[0].get(b"checkpoint") == found[1].get(b"checkpoint")
+
+
+def _scored(entries: Sequence[Entry]) -> list[Arg]:
+    """The count of entries, the score that they share ("" if they do not), and members, with their scores if so."""
+    scores = {score for _, score in entries}
+    if len(scores) == 1:
+        return [len(entries), _text(scores.pop()), *(member for member, _ in entries)]
+    return [len(entries), "", *(part for member, score in entries for part in (_text(score), member))]
+
+
+def _text(score: float | bytes) -> str | bytes:
+    return repr(score) if isinstance(score, float) else score
 
 
 def _row(reply: list[bytes] | bytes) -> RowFields | str:

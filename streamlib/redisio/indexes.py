@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal
 from typing import Any
@@ -17,10 +17,10 @@ from msgspec import Struct, inspect
 from streamlib.errors import DeclarationError, SchemaError
 from streamlib.keys import MAX_ID_BYTES, StreamKeys
 from streamlib.read_model import Exact, Index, Ordered, Prefix, ReadModel
-from streamlib.redisio.rows import RowCodec
+from streamlib.redisio.rows import RowCodec, kinds_of
 
-Entry = tuple[bytes, float]
-"""Member and score."""
+Entry = tuple[bytes, float | bytes]
+"""Member and score; one in bytes is a number as text."""
 
 _EXACT_TYPES = (
     inspect.StrType, inspect.IntType, inspect.BoolType, inspect.FloatType, inspect.DecimalType,
@@ -53,12 +53,21 @@ class ViewKeys(Struct, frozen=True):
     def row(self, row_id: str) -> str:
         return self.stream.row(self.view, self.generation, row_id)
 
+    def rows(self, row_ids: Iterable[str]) -> list[str]:
+        """The same for many, in their order."""
+        before = self.row("")
+        return [before + row_id for row_id in row_ids]
+
     @property
     def all_rows(self) -> str:
         return self.stream.all_rows(self.view, self.generation)
 
     def exact(self, field: str, text: str) -> str:
         return self.stream.exact(self.view, self.generation, field, text)
+
+    def exact_keys(self, field: str) -> Callable[[str], str]:
+        """The same for many texts of one field."""
+        return self.exact(field, "").__add__
 
     def sorted_by(self, field: str) -> str:
         return self.stream.sorted_by(self.view, self.generation, field)
@@ -90,21 +99,9 @@ class Indexes:
         if both:
             raise DeclarationError(f"{codec.cls.__name__}.{both[0]} has both Ordered and Prefix; choose one")
 
-    def entries(self, keys: ViewKeys, row_id: str, row: ReadModel) -> dict[str, Entry]:
-        """Index key -> where this row stands in it."""
-        member = row_id.encode()
-        found: dict[str, Entry] = {keys.all_rows: (member, 0.0)}
-        for field in self.exact:
-            found[keys.exact(field, exact_text(getattr(row, field)))] = (member, 0.0)
-        for field in self.ordered:
-            value = getattr(row, field)
-            if value is not None:
-                found[keys.sorted_by(field)] = (member, score(value))
-        for field in self.prefix:
-            value = getattr(row, field)
-            if value is not None:
-                found[keys.sorted_by(field)] = (prefix_member(value, row_id), 0.0)
-        return found
+    def is_mixed(self, field: str) -> bool:
+        """Whether an Ordered field may hold Decimals beside other numbers."""
+        return field in self._mixed
 
     def inexact(self, row: ReadModel) -> tuple[str, ...]:
         """The Ordered fields in which this row's value may share its score with another value."""
@@ -117,6 +114,8 @@ class Indexes:
 
 def exact_text(value: Any) -> str:
     """The text that stands for a value in the key of its Exact index: one text for equal values."""
+    if type(value) is str and value.isascii() and len(value) <= MAX_ID_BYTES and value[:1] != "\x00":
+        return value
     if value is None:
         return _NONE
     if isinstance(value, str) and type(value) is str:
@@ -175,16 +174,9 @@ def _aware(value: datetime) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def _kinds(field_type: Any) -> list[inspect.Type]:
-    info = inspect.type_info(field_type)
-    while isinstance(info, inspect.Metadata):
-        info = info.type
-    return list(info.types) if isinstance(info, inspect.UnionType) else [info]
-
-
 def _is_mixed(field_type: Any) -> bool:
     """Decimals beside other numbers: 0.1 the Decimal and 0.1 the float differ and share a score."""
-    kinds = [kind for kind in _kinds(field_type) if not isinstance(kind, inspect.NoneType)]
+    kinds = [kind for kind in kinds_of(field_type) if not isinstance(kind, inspect.NoneType)]
     return len(kinds) > 1 and any(isinstance(kind, inspect.DecimalType) for kind in kinds)
 
 
@@ -197,7 +189,7 @@ def _named(codec: RowCodec[Any], indexes: Sequence[Index], kind: type[Index]) ->
             raise DeclarationError(f"{label}: no such field; it has {', '.join(codec.fields)}")
         if fields.count(field) > 1:
             raise DeclarationError(f"{label} is declared twice")
-        kinds = [one for one in _kinds(codec.fields[field].type) if not isinstance(one, inspect.NoneType)]
+        kinds = [one for one in kinds_of(codec.fields[field].type) if not isinstance(one, inspect.NoneType)]
         if not kinds or not _fits(kind, kinds):
             raise DeclarationError(f"{label}: {_WANTED[kind]}")
     return tuple(fields)

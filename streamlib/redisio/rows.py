@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -21,6 +25,9 @@ RowFields = dict[bytes, bytes]
 
 _encode = msgspec.json.Encoder().encode
 
+Keep = Callable[[Any], bytes | None]
+"""The stored form of a value that comes back from it as it is and that nobody can change; None for any other."""
+
 
 class FieldCodec:
     """Between the values of one field and their stored form."""
@@ -31,6 +38,7 @@ class FieldCodec:
         self._is_text = field_type is str
         self._decoder = msgspec.json.Decoder(field_type)
         self._can_hold_nan = can_hold_nan(field_type)
+        self.keep: dict[type, Keep] = {str: str.encode} if self._is_text else _keeps(field_type)
 
     def encode(self, value: Any) -> bytes:
         """The stored form. Raises SchemaError for a value that is not of the field's type."""
@@ -78,11 +86,35 @@ class RowCodec(Generic[Row]):
         self.cls = cls
         self.fields = {info.name: FieldCodec(f"{cls.__name__}.{info.name}", info.type) for info in infos}
         self._stored = [(info.name, info.name.encode(), self.fields[info.name]) for info in infos]
+        self._keep = [(info.name, info.name.encode(), self.fields[info.name].keep) for info in infos]
+        self._is_simple = not hasattr(cls, "__post_init__") and not cls.__struct_config__.dict
         self._required = {info.name for info in infos if info.required}
 
     def encode(self, row: Row) -> RowFields:
         """The row as stored. Raises SchemaError when a value cannot be kept."""
         return {stored: codec.encode(getattr(row, name)) for name, stored, codec in self._stored}
+
+    def encode_kept(self, row: Row) -> tuple[RowFields, Row | None]:
+        """The row as stored, and what may be used in place of reading that anew: the row itself, where it would come
+        back as it is and nothing in it can be changed, else None. Raises SchemaError when a value cannot be kept."""
+        fields: RowFields = {}
+        try:
+            for name, stored, keep in self._keep:
+                value = getattr(row, name)
+                raw = keep[type(value)](value)
+                if raw is None:
+                    return self.encode(row), None
+                fields[stored] = raw
+        except (KeyError, TypeError, ValueError, OverflowError):  # the long way tells which field it is, and why
+            return self.encode(row), None
+        return fields, row if self._is_simple else None
+
+    def kept(self, row: Row) -> Row | None:
+        """The same of a row that was read."""
+        try:
+            return self.encode_kept(row)[1]
+        except SchemaError:  # what others have written there, or an older version
+            return None
 
     def decode(self, fields: Mapping[bytes, bytes], label: str) -> Row:
         """The row in a hash; a field that is not stored takes its default. Raises SchemaError."""
@@ -102,6 +134,8 @@ class RowCodec(Generic[Row]):
 
 def check_row_id(value: Any, label: str) -> str:
     """The row id that a key value stands for: 1 to 200 bytes without NUL. Raises SchemaError."""
+    if type(value) is str and value.isascii() and 0 < len(value) <= MAX_ID_BYTES and "\x00" not in value:
+        return value
     text = "" if value is None else str(value)
     try:
         size = len(text.encode())
@@ -110,6 +144,64 @@ def check_row_id(value: Any, label: str) -> str:
     if not 1 <= size <= MAX_ID_BYTES or "\x00" in text:
         raise SchemaError(f"{label} is {_shown(value)}: a row id is 1 to {MAX_ID_BYTES} bytes without NUL")
     return text
+
+
+def kinds_of(field_type: Any) -> list[msgspec.inspect.Type]:
+    """The types that a field may hold."""
+    info = msgspec.inspect.type_info(field_type)
+    while isinstance(info, msgspec.inspect.Metadata):
+        info = info.type
+    return list(info.types) if isinstance(info, msgspec.inspect.UnionType) else [info]
+
+
+def _keeps(field_type: Any) -> dict[type, Keep]:
+    """How values of a field that holds one simple type, and None perhaps, are stored, by their types."""
+    kinds = kinds_of(field_type)
+    if sum(not isinstance(kind, msgspec.inspect.NoneType) for kind in kinds) > 1:
+        return {}
+    return {kind: keep for node in kinds for kind, keep in _keep_of(node).items()}
+
+
+def _keep_of(node: msgspec.inspect.Type) -> dict[type, Keep]:
+    if isinstance(node, msgspec.inspect.EnumType):
+        return {node.cls: _encode}
+    if isinstance(node, msgspec.inspect.LiteralType):
+        return {kind: {v: _encode(v) for v in node.values if type(v) is kind}.get for kind in map(type, node.values)}
+    if type(node) not in _KEEP or any(getattr(node, name, None) is not None for name in _BOUNDS):
+        return {}
+    kind, keep = _KEEP[type(node)]
+    return {kind: keep}
+
+
+def _keep_decimal(value: Decimal) -> bytes | None:
+    return _encode(value) if value.is_finite() else None
+
+
+def _keep_float(value: float) -> bytes | None:
+    return _encode(value) if math.isfinite(value) else None
+
+
+def _keep_int(value: int) -> bytes | None:
+    return _encode(value) if -(1 << 63) <= value < 1 << 64 else None
+
+
+def _keep_datetime(value: datetime) -> bytes | None:
+    is_kept = (value.tzinfo is None or value.tzinfo is UTC) and not value.fold
+    return _encode(value) if is_kept else None
+
+
+_KEEP: dict[type[msgspec.inspect.Type], tuple[type, Keep]] = {
+    msgspec.inspect.StrType: (str, _encode),
+    msgspec.inspect.IntType: (int, _keep_int),
+    msgspec.inspect.BoolType: (bool, _encode),
+    msgspec.inspect.NoneType: (type(None), _encode),
+    msgspec.inspect.DecimalType: (Decimal, _keep_decimal),
+    msgspec.inspect.FloatType: (float, _keep_float),
+    msgspec.inspect.DateType: (date, _encode),
+    msgspec.inspect.DateTimeType: (datetime, _keep_datetime),
+    msgspec.inspect.UUIDType: (UUID, _encode),
+}
+_BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern", "tz")
 
 
 def _shown(value: Any) -> str:

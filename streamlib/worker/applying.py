@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
 
+from msgspec import Struct
+
 from streamlib.errors import RedisError, StreamlibError
-from streamlib.message import entry_time_ms
 from streamlib.metrics.worker import GroupMetrics
-from streamlib.redisio.commits import Answer, Batch, Verdict, commit, load
+from streamlib.redisio.commits import Answer, Batch, Loaded, Verdict, commit, load
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.indexes import ViewKeys
 from streamlib.redisio.view_state import extent_of
-from streamlib.worker.folding import Folded, Folder, Prepared, Stop
+from streamlib.worker.folding import Folded, Folder, Needs
+from streamlib.worker.loops import cancel
+from streamlib.worker.preparing import Prepared, Preparer, Stop
 
 log = logging.getLogger(__name__)
 
 
+OK = Answer(Verdict.OK)
+
+
+class _Begun(Struct, frozen=True):
+    """Entries that are folded next: what they need is being loaded. `drops` tells upon what."""
+
+    prepared: list[Prepared]
+    needs: Needs
+    loading: asyncio.Task[Loaded]
+    drops: int
+
+
+class _UnderWay(Struct, frozen=True):
+    """A commit that was sent."""
+
+    folded: Folded
+    prepared: list[Prepared]
+    committing: asyncio.Task[Answer]
+
+
 class Applier:
-    """Brings one partition's view forward from `checkpoint` while owner and epoch hold."""
+    """Brings one partition's view forward from `checkpoint` while owner and epoch hold.
+
+    While a commit is under way, the next batch is folded upon it, and what the one after needs is loaded. Commits are
+    sent one after another; one that fails takes with it what was folded upon it.
+    """
 
     def __init__(
         self,
+        preparer: Preparer,
         folder: Folder,
         redis: RedisDoor,
         metrics: GroupMetrics,
@@ -34,8 +63,13 @@ class Applier:
         checkpoint: str,
         log_fields: dict[str, Any],
     ) -> None:
+        self.preparer = preparer
         self.folder = folder
         self.checkpoint = checkpoint
+        self._reached = checkpoint
+        self._drops = 0
+        self._begun: _Begun | None = None
+        self._under_way: _UnderWay | None = None
         self._redis = redis
         self._metrics = metrics
         self._owner = owner
@@ -50,22 +84,46 @@ class Applier:
         Raises RedisError when a key that every commit needs holds another type.
         """
         while prepared:
-            folded, answer = await self._fold_and_commit(prepared)
-            if answer.verdict is Verdict.WRONG_TYPE:
-                self.folder.forget()
-                self._refuse_shared(answer.detail)
-                if len(prepared) > 1:
-                    return await self._one_by_one(prepared)
-                prepared[0].failure = _wrong_type(answer.detail)
-                continue
-            if answer.verdict is not Verdict.OK:
-                return answer
-            if folded.consumed:
-                self._committed(folded, prepared, answer)
+            begun = self._begin(prepared)
+            folded = self.folder.fold(prepared, begun.needs, await begun.loading, self._reached)
+            self._start(folded, prepared)
+            result = await self._end_commit()
+            if not _is_ok(result):
+                return result
             if folded.halted is not None:
                 return folded.halted
             prepared = prepared[folded.consumed :]
-        return Answer(Verdict.OK)
+        return OK
+
+    async def follow(self, prepared: list[Prepared]) -> Answer | Stop:
+        """Take these up, which follow those taken up before: ask for what folding them needs, and then fold and commit
+        those, as `apply` does, while that is fetched.
+
+        Answers how the last commit ended. Anything but OK: what was not committed has to be read again, or never is.
+        """
+        before, self._begun = self._begun, self._begin(prepared)
+        await asyncio.sleep(0)  # it is sent, before folding keeps the loop busy
+        return OK if before is None else await self._go_on(before)
+
+    async def finish(self) -> Answer | Stop:
+        """Fold and commit all that was taken up, and wait for the end of that."""
+        begun, self._begun = self._begun, None
+        result = OK if begun is None else await self._go_on(begun)
+        return await self._end_commit() if _is_ok(result) else result
+
+    async def may_follow(self, reading: asyncio.Task[Any]) -> bool:
+        """Whether more is read before what was taken up can be folded; true where nothing was."""
+        if self._begun is None:
+            return True
+        await asyncio.wait({reading, self._begun.loading}, return_when=asyncio.FIRST_COMPLETED)
+        return reading.done()
+
+    async def close(self) -> None:
+        """Let go of what is under way: whether a commit is made is for the next owner to see."""
+        if self._begun is not None:
+            await cancel(self._begun.loading)
+        if self._under_way is not None:
+            await cancel(self._under_way.committing)
 
     async def jump(self, entry_id: str, added: int) -> None:
         """Go on behind this entry, the `added`th of the stream, without folding. Raises StreamlibError when fenced."""
@@ -80,7 +138,7 @@ class Applier:
         if answer.verdict is not Verdict.OK:
             why = f"{answer.verdict.value} {answer.detail}"
             raise StreamlibError(f"{keys.head} could not be moved to {entry_id}: {why}")
-        self.checkpoint = entry_id
+        self.checkpoint = self._reached = entry_id
 
     async def _read(self) -> int:
         """How many entries the script will count from."""
@@ -91,20 +149,65 @@ class Applier:
     async def _one_by_one(self, prepared: list[Prepared]) -> Answer | Stop:
         for one in prepared:
             result = await self.apply([one])
-            if not (isinstance(result, Answer) and result.verdict is Verdict.OK):
+            if not _is_ok(result):
                 return result
-        return Answer(Verdict.OK)
+        return OK
 
-    async def _fold_and_commit(self, prepared: list[Prepared]) -> tuple[Folded, Answer]:
-        folder = self.folder
-        events, rows = folder.needs(prepared)
-        loaded = await self._redis.persist(
-            lambda: load(self._redis, folder.keys, self._group, events, rows), give_up_s=None
+    def _begin(self, prepared: list[Prepared]) -> _Begun:
+        folder, needs = self.folder, self.folder.needs(prepared)
+        loading = self._redis.persist(
+            lambda: load(self._redis, folder.keys, self._group, needs.events, needs.rows), give_up_s=None
         )
-        folded = folder.fold(prepared, loaded, self.checkpoint)
-        if not folded.consumed:
-            return folded, Answer(Verdict.OK)
-        return folded, await self._commit(folder.keys, folded.batch)
+        return _Begun(prepared, needs, asyncio.create_task(loading), self._drops)
+
+    async def _go_on(self, begun: _Begun) -> Answer | Stop:
+        """Fold what was begun, wait for the commit before, and start this one; OK when all that is so."""
+        prepared, loaded = begun.prepared, await begun.loading
+        folded = self.folder.fold(prepared, begun.needs, loaded, self._reached) if begun.drops == self._drops else None
+        result = await self._end_commit()
+        if not _is_ok(result):
+            return result
+        if folded is None or begun.drops != self._drops:  # what it was folded upon is not there
+            return await self.apply(prepared)
+        self._start(folded, prepared)
+        if folded.halted is None and folded.consumed == len(prepared):
+            return OK
+        result = await self._end_commit()
+        if _is_ok(result) and folded.halted is not None:
+            return folded.halted
+        return await self.apply(prepared[folded.consumed :]) if _is_ok(result) else result
+
+    def _start(self, folded: Folded, prepared: list[Prepared]) -> None:
+        """Send a commit; from here on others are folded upon it."""
+        if folded.consumed:
+            self.folder.accept(folded)
+            self._reached = folded.batch.new
+            committing = asyncio.create_task(self._commit(self.folder.keys, folded.batch))
+            self._under_way = _UnderWay(folded, prepared, committing)
+
+    async def _end_commit(self) -> Answer | Stop:
+        """Wait for the commit that is under way, if any; events of which one cannot be written are applied singly."""
+        if self._under_way is None:
+            return OK
+        folded, prepared = self._under_way.folded, self._under_way.prepared
+        answer = await self._under_way.committing
+        self._under_way = None
+        if answer.verdict is Verdict.OK:
+            self._committed(folded, prepared, answer)
+            return OK
+        self._drop()
+        if answer.verdict is not Verdict.WRONG_TYPE:
+            return answer
+        self._refuse_shared(answer.detail)
+        if len(prepared) > 1:
+            return await self._one_by_one(prepared[: folded.consumed])
+        prepared[0].failure = _wrong_type(answer.detail)
+        return await self.apply(prepared)
+
+    def _drop(self) -> None:
+        self.folder.forget()
+        self._reached = self.checkpoint
+        self._drops += 1
 
     async def _commit(self, keys: ViewKeys, batch: Batch) -> Answer:
         return await self._redis.persist(
@@ -121,7 +224,7 @@ class Applier:
         )
 
     def _committed(self, folded: Folded, prepared: list[Prepared], answer: Answer) -> None:
-        self.folder.accept(folded)
+        self.folder.committed(folded)
         self.checkpoint = folded.batch.new
         metrics, name, now_s = self._metrics, self.folder.projection.name, time.time()
         for outcome, times in (
@@ -130,16 +233,14 @@ class Applier:
             ("dead", len(folded.dead)),
             ("duplicate", folded.duplicates),
         ):
-            for _ in range(times):
-                metrics.processed(name, outcome, None)
+            metrics.processed(name, outcome, n=times)
         for failure in folded.dead:
             metrics.handler_error(name, failure.error_type)
             metrics.dead_letter(name, failure.reason)
             log.error("event_dead_lettered", extra=self._log_fields | _shown(failure))
         if folded.duplicates:
             metrics.duplicate(folded.duplicates)
-        for one in prepared[: folded.consumed]:
-            metrics.end_to_end(max(now_s - entry_time_ms(one.entry.id) / 1000, 0.0))
+        metrics.end_to_end(*[now_s - one.entry.at_ms / 1000 for one in prepared[: folded.consumed]])
         if answer.detail:
             log.warning("group_position_not_moved", extra=self._log_fields | {"error": answer.detail})
 
@@ -148,6 +249,10 @@ class Applier:
         stream = keys.stream
         if key in (stream.stream, stream.owner(self._group), stream.dead(self._group), keys.head):
             raise RedisError(f"{key} holds another type; rename or remove that key")
+
+
+def _is_ok(result: Answer | Stop) -> bool:
+    return isinstance(result, Answer) and result.verdict is Verdict.OK
 
 
 def _shown(failure: Failure) -> dict[str, str]:

@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
 
 from streamlib.codec import Fields
-from streamlib.errors import DecodeError, Reject, SchemaError, UnknownType
-from streamlib.event import Event, stored_name
-from streamlib.message import Message, entry_time_ms
+from streamlib.errors import Reject, SchemaError
+from streamlib.event import Event
 from streamlib.redisio.commits import MAX_BYTES, Batch, IndexChange, Loaded
 from streamlib.redisio.dead_letter import Failure, dead_letter_fields
-from streamlib.redisio.indexes import Entry, ViewKeys
-from streamlib.redisio.read_model import partition_of
-from streamlib.redisio.rows import RowFields, check_row_id
+from streamlib.redisio.indexes import ViewKeys
+from streamlib.redisio.places import Shelves, Stored, move
+from streamlib.redisio.rows import RowFields
+from streamlib.worker.preparing import Prepared, Stop
 from streamlib.worker.projection import Projection
 from streamlib.worker.seen import Seen
 
 MAX_CACHED_ROWS = 10_000
 
 
-class RawEntry(Struct, frozen=True):
-    """An entry as it was read. `position` is the checkpoint behind it where that is not its own id: of the past."""
+class Needs(Struct, frozen=True):
+    """What has to be loaded before a batch is folded: the marks of events, and rows. Of the commits made so far,
+    `before` had ended when this was asked: what the others write, Redis may not show."""
 
-    id: str
-    fields: Fields
-    position: str = ""
-
-
-class Prepared(Struct):
-    """An entry with what is known of it before folding: an event for a row, or why there is none."""
-
-    entry: RawEntry
-    message: Message | None = None
-    event: Event | None = None
-    row_id: str = ""
-    failure: Failure | None = None
-
-
-class Stored(Struct, frozen=True):
-    """A row as Redis has it, and where its indexes have it. A row that does not exist has no fields."""
-
-    fields: RowFields
-    entries: dict[str, Entry]
-    inexact: tuple[str, ...] = ()
-
-
-class Stop(Struct, frozen=True):
-    """Why folding ends before an entry."""
-
-    entry_id: str
-    failure: Failure
+    events: list[str]
+    rows: list[str]
+    before: int
 
 
 class Folded(Struct):
@@ -74,77 +50,83 @@ class Folded(Struct):
 
 
 class Folder:
-    """Folds the entries of one partition. Its cache holds committed rows only.
+    """Folds the entries of one partition, each batch upon those that were accepted before it, committed or not.
 
-    `elsewhere` are the types and versions that some worker of this projection folds. `seen` tells copies in a rebuild;
-    without it the events' idempotency keys do.
+    `seen` tells copies in a rebuild; without it the events' idempotency keys do.
     """
 
-    def __init__(
-        self, projection: Projection[Any], keys: ViewKeys, partition: int, consumer: str, seen: Seen | None = None
-    ) -> None:
+    def __init__(self, projection: Projection[Any], keys: ViewKeys, consumer: str, seen: Seen | None = None) -> None:
         self.projection = projection
         self.seen = seen
         self.keys = keys
-        self._partition = partition
+        self.shelves = Shelves(projection.indexes, keys)
         self._consumer = consumer
-        self.elsewhere: frozenset[str] = frozenset()
-        self.meets_unknown = False
         self._cache: OrderedDict[str, Stored] = OrderedDict()
+        self._accepted = 0
+        self._ended = 0
+        self._recent: deque[tuple[int, Mapping[str, int]]] = deque()
 
-    def prepare(self, entries: Sequence[RawEntry]) -> tuple[list[Prepared], Stop | None]:
-        """Read the entries, up to the first one that only other workers can read."""
-        prepared: list[Prepared] = []
-        self.meets_unknown = False
-        for entry in entries:
-            one = Prepared(entry)
-            stop = self._read(one)
-            if stop is not None:
-                return prepared, stop
-            prepared.append(one)
-        return prepared, None
-
-    def needs(self, prepared: Sequence[Prepared]) -> tuple[list[str], list[str]]:
-        """The event ids whose marks, and the row ids whose rows, have to be loaded before folding."""
+    def needs(self, prepared: Sequence[Prepared]) -> Needs:
+        """What to load before these are folded; the rows that are cached stay so until then."""
+        rows = dict.fromkeys([one.row_id for one in prepared if one.event is not None])
+        missing = []
+        for row_id in rows:
+            if row_id in self._cache:
+                self._cache.move_to_end(row_id)
+            else:
+                missing.append(row_id)
         asked = prepared if self.seen is None else ()
-        events = dict.fromkeys(one.message.id for one in asked if one.message is not None)
-        rows = dict.fromkeys(one.row_id for one in prepared if one.event is not None)
-        return list(events), [row_id for row_id in rows if row_id not in self._cache]
+        events = dict.fromkeys([one.message.id for one in asked if one.message is not None])
+        return Needs(list(events), missing, self._ended)
 
-    def fold(self, prepared: Sequence[Prepared], loaded: Loaded, checkpoint: str) -> Folded:
+    def fold(self, prepared: Sequence[Prepared], needs: Needs, loaded: Loaded, checkpoint: str) -> Folded:
         """Fold as many entries as one commit may hold."""
+        while self._recent and self._recent[0][0] <= needs.before:
+            self._recent.popleft()
         return _Run(self, prepared, loaded).folded(checkpoint)
 
     def accept(self, folded: Folded) -> None:
-        """Remember the rows and the events of a batch that was committed."""
-        if self.seen is not None:
-            self.seen.add(folded.settled)
+        """Fold on upon this batch, which is about to be committed."""
+        self._accepted += 1
+        self._recent.append((self._accepted, folded.settled))
         for row_id, stored in folded.rows.items():
             self._cache[row_id] = stored
             self._cache.move_to_end(row_id)
         while len(self._cache) > MAX_CACHED_ROWS:
             self._cache.popitem(last=False)
 
+    def committed(self, folded: Folded) -> None:
+        """The oldest batch that was accepted and not committed yet is now."""
+        self._ended += 1
+        if self.seen is not None:
+            self.seen.add(folded.settled)
+
     def forget(self) -> None:
-        """Drop the cache: what Redis holds may be something else."""
+        """Drop what is cached, and what was accepted and not committed: what Redis holds may be something else."""
         self._cache.clear()
+        self._recent.clear()
+        self._ended = self._accepted
 
     def base(self, row_id: str, loaded: Loaded) -> Stored:
-        """The committed row. Raises SchemaError when the stored one cannot be used."""
+        """The row as it is before this batch. Raises SchemaError when the stored one cannot be used."""
         if row_id in self._cache:
             return self._cache[row_id]
         fields, label = loaded.rows[row_id], f"row {self.keys.row(row_id)}"
         if isinstance(fields, str):
             raise SchemaError(f"{label} is a {fields}, not a hash; remove or rename that key")
-        return self.stored(row_id, fields, label)
-
-    def stored(self, row_id: str, fields: RowFields, label: str) -> Stored:
-        """The row with its index entries. Raises SchemaError when it does not fit the class."""
         if not fields:
-            return Stored({}, {})
+            return self.shelves.nothing
         row = self.projection.codec.decode(fields, label)
-        indexes = self.projection.indexes
-        return Stored(fields, indexes.entries(self.keys, row_id, row), indexes.inexact(row))
+        return self.shelves.stored(row_id, row, fields, self.shelves.nothing, self.projection.codec.kept(row))
+
+    def settled_at(self, event_id: str, loaded: Loaded) -> int | None:
+        """When this event was settled: at the stream's time with `seen`, else at any that is not None."""
+        for _, settled in reversed(self._recent):
+            if event_id in settled:
+                return settled[event_id]
+        if self.seen is not None:
+            return self.seen.at_ms(event_id)
+        return 0 if loaded.states.get(event_id, b"")[:1] in (b"d", b"x") else None
 
     def bury(self, one: Prepared, failure: Failure) -> Fields:
         return dead_letter_fields(
@@ -156,43 +138,6 @@ class Folder:
             consumer=self._consumer,
             at_ms=0,  # the commit script puts the server's time
         )
-
-    def _read(self, one: Prepared) -> Stop | None:
-        topic, projection = self.projection.topic, self.projection
-        try:
-            one.message = message = topic.codec.read(one.entry.id, one.entry.fields)
-            cls = topic.registry.find(message.type, message.version)
-            if cls not in projection.folds:
-                return None
-            one.event = event = topic.decode(message)
-            one.row_id = check_row_id(getattr(event, projection.key), f"{cls.__name__}.{projection.key}")
-            if partition_of(one.row_id, topic.partitions) != self._partition:
-                raise SchemaError(
-                    f"row {one.row_id!r} lives on another partition: the event was published with a key "
-                    f"that is not its {projection.key!r}"
-                )
-        except UnknownType as error:
-            return self._unknown(one, error)
-        except DecodeError as error:
-            one.event = None
-            one.failure = Failure.of("schema" if isinstance(error, SchemaError) else "decode", error)
-        except Exception as error:  # noqa: BLE001 - an event class runs code of its user's (__post_init__, hooks)
-            one.event = None
-            one.failure = Failure.of("decode", error)
-        return None
-
-    def _unknown(self, one: Prepared, error: UnknownType) -> Stop | None:
-        """What other workers of this group can read waits for them; the rest goes by the topic's rule."""
-        message, projection = one.message, self.projection
-        folds = message is not None and projection.folds_type(message.type)
-        if message is not None and not folds and message.type in projection.topic.registry.type_names:
-            return None
-        self.meets_unknown = True
-        if folds or (message is not None and stored_name(message.type, message.version) in self.elsewhere):
-            return Stop(one.entry.id, Failure.of("unknown_type", error))
-        if projection.topic.unknown == "dead-letter":
-            one.failure = Failure.of("unknown_type", error)
-        return None
 
 
 class _Run:
@@ -207,12 +152,12 @@ class _Run:
         self._marks: dict[str, str] = {}
         self._settled: dict[str, int] = {}
         self._dead: list[tuple[Failure, Fields]] = []
-        self._counts: Counter[str] = Counter()
+        self._folded = self._skipped = self._copies = 0
 
     def folded(self, checkpoint: str) -> Folded:
         size, consumed, halted = 0, 0, None
         for one in self._prepared:
-            size += sum(map(len, one.entry.fields))
+            size += one.entry.size
             if size > MAX_BYTES and consumed:
                 break
             failure = self._fold_one(one)
@@ -232,13 +177,13 @@ class _Run:
     def _fold_one(self, one: Prepared) -> Failure | None:
         """Apply one entry; the failure if it must not be applied."""
         message = one.message
-        if message is not None and self._is_copy(message.id, one.entry.id):
-            self._counts["duplicate"] += 1
+        if message is not None and self._is_copy(message.id, one.entry.at_ms):
+            self._copies += 1
             return None
         if one.failure is not None:
             return one.failure
         if one.event is None or message is None:
-            self._counts["skipped"] += 1
+            self._skipped += 1
             return None
         try:
             self._staged[one.row_id] = self._apply(one.row_id, one.event)
@@ -247,39 +192,48 @@ class _Run:
         except Exception as error:  # noqa: BLE001 - a fold may raise anything; it ends as a dead letter or a halt
             return Failure.of("rejected", error)
         self._settle(one, "d")
-        self._counts["folded"] += 1
+        self._folded += 1
         return None
 
     def _apply(self, row_id: str, event: Event) -> Stored:
         """The row after the event, without fields when it is deleted."""
-        folder, projection = self._folder, self._folder.projection
-        if row_id not in self._base:
-            self._base[row_id] = folder.base(row_id, self._loaded)
-        fields, label = self._staged.get(row_id, self._base[row_id]).fields, f"row {folder.keys.row(row_id)}"
-        # Decoded anew for every event: a fold that changes a list in a row and then raises leaves no trace.
-        row = projection.codec.decode(fields, label) if fields else None
+        projection, shelves = self._folder.projection, self._folder.shelves
+        before = self._staged.get(row_id)
+        if before is None:
+            before = self._base.get(row_id)
+        if before is None:
+            before = self._base[row_id] = self._folder.base(row_id, self._loaded)
+        row = before.row
+        if row is None and before.fields:
+            # Anew for every event: a fold that changes a list in a row and then raises leaves no trace.
+            row = projection.codec.decode(before.fields, self._label(row_id))
         after = projection.folds[type(event)](row, event)
         if after is None:
-            return Stored({}, {})
+            return shelves.nothing
         if type(after) is not projection.codec.cls:
             raise Reject(
                 f"the fold of {type(event).__name__} returned a {type(after).__name__}, not a "
                 f"{projection.codec.cls.__name__} or None"
             )
-        return folder.stored(row_id, projection.codec.encode(after), label)
+        fields, kept = projection.codec.encode_kept(after)
+        row = projection.codec.decode(fields, self._label(row_id)) if kept is None else kept
+        return shelves.stored(row_id, row, fields, before, kept)
 
-    def _is_copy(self, event_id: str, entry_id: str) -> bool:
-        seen = self._folder.seen
-        if seen is None:
-            return event_id in self._settled or self._loaded.states.get(event_id, b"")[:1] in (b"d", b"x")
-        at_ms = self._settled.get(event_id, seen.at_ms(event_id))
-        return at_ms is not None and entry_time_ms(entry_id) - at_ms < seen.window_ms
+    def _label(self, row_id: str) -> str:
+        return f"row {self._folder.keys.row(row_id)}"
+
+    def _is_copy(self, event_id: str, at_ms: int) -> bool:
+        seen, settled_at = self._folder.seen, self._settled.get(event_id)
+        if settled_at is None:
+            settled_at = self._folder.settled_at(event_id, self._loaded)
+        return settled_at is not None and (seen is None or at_ms - settled_at < seen.window_ms)
 
     def _settle(self, one: Prepared, state: str) -> None:
         if one.message is None:
             return
-        at_ms, seen = entry_time_ms(one.entry.id), self._folder.seen
-        self._settled.pop(one.message.id, None)  # again, a window later: it stands behind what came in between
+        at_ms, seen = one.entry.at_ms, self._folder.seen
+        if seen is not None:
+            self._settled.pop(one.message.id, None)  # again, a window later: it stands behind what came in between
         self._settled[one.message.id] = at_ms
         if seen is None or (not one.entry.position and seen.is_young(at_ms)):
             self._marks[one.message.id] = state
@@ -292,29 +246,18 @@ class _Run:
         delta = 0
         for row_id, before in self._base.items():
             kept[row_id] = after = self._staged.get(row_id, before)
-            changed = {name: raw for name, raw in after.fields.items() if before.fields.get(name) != raw}
-            if changed or (before.fields and not after.fields):
+            was, is_now = before.fields, after.fields
+            changed = {name: raw for name, raw in is_now.items() if was.get(name) != raw} if was else is_now
+            if changed or (was and not is_now):
                 rows[row_id] = changed or None
-                delta += bool(after.fields) - bool(before.fields)
-                _change_indexes(changes, before.entries, after.entries)
+                delta += bool(is_now) - bool(was)
+                move(changes, before, after)
                 inexact.update(after.inexact)
         batch = Batch(
             old=old, new=new, entries=consumed, marks=self._marks, rows=rows, row_delta=delta,
             indexes=changes, inexact=sorted(inexact), dead=[fields for _, fields in self._dead],
         )  # fmt: skip
         return Folded(
-            batch, consumed, kept, self._counts["folded"], self._counts["skipped"], self._counts["duplicate"],
+            batch, consumed, kept, self._folded, self._skipped, self._copies,
             [failure for failure, _ in self._dead], halted, self._settled,
         )  # fmt: skip
-
-
-def _change_indexes(changes: dict[str, IndexChange], before: dict[str, Entry], after: dict[str, Entry]) -> None:
-    for key in before.keys() | after.keys():
-        old, new = before.get(key), after.get(key)
-        if old == new:
-            continue
-        change = changes.setdefault(key, IndexChange([], []))
-        if old is not None and (new is None or new[0] != old[0]):
-            change.removed.append(old[0])
-        if new is not None:
-            change.set.append(new)

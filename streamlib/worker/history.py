@@ -12,7 +12,7 @@ from streamlib.errors import StreamlibError
 from streamlib.message import entry_order
 from streamlib.redisio.commits import Verdict
 from streamlib.worker.applying import Applier
-from streamlib.worker.folding import RawEntry, Stop
+from streamlib.worker.preparing import RawEntry, Stop
 
 AT_ONCE = 500
 
@@ -60,8 +60,8 @@ async def fold_history(history: History, partition: int, applier: Applier) -> No
     """
     end, done = await history.end(partition), 0
     async for batch in history.events(partition, end):
-        entries = [RawEntry(one.entry_id, one.fields, f"0-{done + n}") for n, one in enumerate(batch, start=1)]
-        prepared, stop = applier.folder.prepare(entries)
+        entries = [RawEntry.of(one.entry_id, one.fields, f"0-{done + n}") for n, one in enumerate(batch, start=1)]
+        prepared, stop = applier.preparer.prepare(entries)
         if stop is not None:
             raise StreamlibError(f"{history.told}: {stop.failure.error}; rebuild with the newer code")
         for past, one in zip(batch, prepared, strict=True):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from streamlib.errors import StreamlibError
 from streamlib.message import entry_order, entry_time_ms
-from streamlib.redisio.commits import MAX_BYTES, MAX_EVENTS, Verdict
+from streamlib.redisio.commits import MAX_BYTES, MAX_EVENTS, Answer, Verdict
 from streamlib.redisio.connection import Lane
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.generations import standing
@@ -18,9 +18,10 @@ from streamlib.redisio.registry import last_id, live_types
 from streamlib.redisio.view_state import ROLLED_BACK, START, ViewHead, mark_halted, read_entries, view_head
 from streamlib.worker.applying import Applier
 from streamlib.worker.feed import Feed
-from streamlib.worker.folding import Folder, RawEntry, Stop
+from streamlib.worker.folding import Folder
 from streamlib.worker.history import fold_history
 from streamlib.worker.loops import NEVER, Never, cancel, first_set, unless
+from streamlib.worker.preparing import Preparer, RawEntry, Stop
 from streamlib.worker.seen import seen_before
 
 T = TypeVar("T")
@@ -119,15 +120,19 @@ class ProjectedPartition:
         reading = self._read_after(lane, self.checkpoint)
         try:
             while True:
+                if not await applier.may_follow(reading) and (leave := await self._finish(applier)) is not None:
+                    return leave
                 entries = await self._unless_over(reading)
                 if gate.closed and not isinstance(entries, Never):  # paused: we stay the owner, and fold later
+                    if (leave := await self._finish(applier)) is not None:
+                        return leave
                     opened = await self._unless_over(gate.wait_open())
                     entries = NEVER if isinstance(opened, Never) else entries
                 if isinstance(entries, Never):
-                    return self._why_over(stop)
+                    return await self._finish(applier) or self._why_over(stop)
                 self._metrics.polled()
                 if not entries:
-                    leave = await self._look_at_end()
+                    leave = await self._finish(applier) or await self._look_at_end()
                     reading = self._read_after(lane, self.checkpoint)
                 else:
                     self._at_end = False
@@ -139,6 +144,7 @@ class ProjectedPartition:
                 self.halted = ""
         finally:
             await cancel(reading)
+            await applier.close()
 
     async def _applier(self) -> Applier:
         feed, seen = self._feed, None
@@ -146,7 +152,8 @@ class ProjectedPartition:
             codec = feed.projection.topic.codec
             seen = await seen_before(self._redis, codec, self._stream, self.checkpoint, feed.window_ms)
         return Applier(
-            Folder(feed.projection, self._view, self.partition, self.lease.worker_id, seen),
+            Preparer(feed.projection, self.partition),
+            Folder(feed.projection, self._view, self.lease.worker_id, seen),
             self._redis,
             self._metrics,
             owner=self.lease.worker_id,
@@ -186,7 +193,7 @@ class ProjectedPartition:
             found = await self._persist(
                 lambda: read_entries(lane, self._stream, after, self._count, self._settings.block_ms)
             )
-            return [RawEntry(entry_id, fields) for entry_id, fields in found]
+            return [RawEntry.of(entry_id, fields) for entry_id, fields in found]
 
         return asyncio.create_task(read())
 
@@ -212,31 +219,22 @@ class ProjectedPartition:
         return Leave.HALTED
 
     async def _project(self, applier: Applier, entries: Sequence[RawEntry]) -> Leave | None:
-        """Fold and commit entries that follow the checkpoint."""
-        sizes = [sum(map(len, entry.fields)) for entry in entries]
+        """Take up entries that follow the last ones, and commit those."""
+        sizes = [entry.size for entry in entries]
         self._count = max(1, min(MAX_EVENTS, MAX_BYTES * len(entries) // max(sum(sizes), 1)))
         self._metrics.received("new", len(entries))
         self._metrics.sizes(sizes)
-        folder, name = applier.folder, self._feed.projection.name
-        prepared, stop = folder.prepare(entries)
-        if folder.meets_unknown:
-            folder.elsewhere = await self._types()
-            prepared, stop = folder.prepare(entries)
-        result = await applier.apply(prepared)
-        self.checkpoint = applier.checkpoint
-        if isinstance(result, Stop):
-            self._metrics.handler_error(name, result.failure.error_type)
-            self._halt("projection_halted", f"entry {result.entry_id}: {result.failure.error}")
-            return Leave.HALTED
-        if result.verdict is Verdict.FENCED:
-            log.warning("projection_fenced", extra={**self._fields, "epoch": self.lease.epoch})
-            self._metrics.lease_lost(1)
-            return Leave.FENCED
-        if result.verdict is Verdict.BEHIND:
-            return await self._behind(result.detail)
-        if stop is None:
-            return None
-        if not folder.elsewhere - self._feed.projection.type_names:
+        preparer = applier.preparer
+        prepared, stop = preparer.prepare(entries)
+        if preparer.meets_unknown:
+            preparer.elsewhere = await self._types()
+            prepared, stop = preparer.prepare(entries)
+        leave = await self._after(applier, await applier.follow(prepared))
+        if leave is not None or stop is None:
+            return leave
+        if (leave := await self._finish(applier)) is not None:
+            return leave
+        if not preparer.elsewhere - self._feed.projection.type_names:
             raise StreamlibError(f"entry {stop.entry_id}: {stop.failure.error}; no other worker reads it: deploy one")
         self._away_before = stop.entry_id
         log.error(
@@ -244,6 +242,23 @@ class ProjectedPartition:
             extra={**self._fields, "entry": stop.entry_id, "error": stop.failure.error},
         )
         return Leave.AWAY
+
+    async def _finish(self, applier: Applier) -> Leave | None:
+        """Commit what was taken up."""
+        return await self._after(applier, await applier.finish())
+
+    async def _after(self, applier: Applier, result: Answer | Stop) -> Leave | None:
+        """What follows from how commits ended."""
+        self.checkpoint = applier.checkpoint
+        if isinstance(result, Stop):
+            self._metrics.handler_error(self._feed.projection.name, result.failure.error_type)
+            self._halt("projection_halted", f"entry {result.entry_id}: {result.failure.error}")
+            return Leave.HALTED
+        if result.verdict is Verdict.FENCED:
+            log.warning("projection_fenced", extra={**self._fields, "epoch": self.lease.epoch})
+            self._metrics.lease_lost(1)
+            return Leave.FENCED
+        return await self._behind(result.detail) if result.verdict is Verdict.BEHIND else None
 
     async def _stand_still(self) -> None:
         """Halted: keep the partition, so that no other worker goes on either, until it is to be given up."""

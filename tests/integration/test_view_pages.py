@@ -22,6 +22,7 @@ from streamlib.redisio.indexes import Indexes, ViewKeys, prefix_text
 from streamlib.redisio.read_model import ViewReader, partition_of
 from streamlib.redisio.rows import RowCodec
 from streamlib.settings import RedisSettings
+from tests.helpers.index_entries import entries
 
 TOPIC, VIEW = "goods", "shelf"
 URL_SAFE = re.compile(r"[A-Za-z0-9_-]+")
@@ -60,13 +61,13 @@ class Shelf:
         keys = self._parts[partition_of(sku, len(self._parts))]
         before = self.goods.pop(sku, None)
         with self._client.pipeline(transaction=True) as tx:
-            for index, (member, _) in INDEXES.entries(keys, sku, before).items() if before else ():
+            for index, (member, _) in entries(INDEXES, keys, sku, before).items() if before else ():
                 tx.zrem(index, member)
             tx.delete(keys.row(sku))
             if good is not None:
                 self.goods[sku] = good
                 tx.hset(keys.row(sku), mapping=CODEC.encode(good))  # type: ignore[arg-type]
-                for index, (member, score) in INDEXES.entries(keys, sku, good).items():
+                for index, (member, score) in entries(INDEXES, keys, sku, good).items():
                     tx.zadd(index, {member: score})
                 for field in INDEXES.inexact(good):
                     tx.hset(keys.head, f"{INEXACT}{field}", 1)

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from streamlib.errors import DeclarationError, SchemaError
 from streamlib.keys import StreamKeys
 from streamlib.read_model import Exact, Ordered, Prefix, ReadModel
+from streamlib.redisio.commits import IndexChange
 from streamlib.redisio.indexes import Indexes, ViewKeys, exact_text, is_plain, order_key, prefix_text, score
+from streamlib.redisio.places import Shelves, Stored, move
 from streamlib.redisio.rows import RowCodec, check_row_id
+from tests.helpers.index_entries import entries
 
 
 class Colour(enum.Enum):
@@ -226,18 +229,178 @@ def test_one_member_per_row_and_index() -> None:
 
     indexes = Indexes(RowCodec(Item), [Exact("name"), Ordered("price"), Exact("price"), Prefix("name")])
     keys = ViewKeys(StreamKeys("t"), "v", 1)
-    assert indexes.entries(keys, "r", Item(name="Ärm", price=Decimal("1.50"))) == {
+    assert placed(indexes, keys, "r", Item(name="Ärm", price=Decimal("1.50"))) == {
         "{t}:view:v:1:by:name:Ärm": (b"r", 0.0),
         "{t}:view:v:1:by:price": (b"r", 1.5),
         "{t}:view:v:1:by:price:1.5": (b"r", 0.0),
         "{t}:view:v:1:by:name": ("ärm\x00r".encode(), 0.0),
         "{t}:view:v:1:rows": (b"r", 0.0),
     }
-    assert list(indexes.entries(keys, "r", Item(name=None, price=None))) == [
+    assert set(placed(indexes, keys, "r", Item(name=None, price=None))) == {
         "{t}:view:v:1:rows",
         "{t}:view:v:1:by:name:\x00none",
         "{t}:view:v:1:by:price:\x00none",
+    }
+
+
+def shelved(indexes: Indexes, keys: ViewKeys, row_id: str, row: ReadModel, before: Stored | None = None) -> Stored:
+    shelves, codec = Shelves(indexes, keys), RowCodec(type(row))
+    return shelves.stored(row_id, row, codec.encode(row), before or shelves.nothing, None)
+
+
+def placed(indexes: Indexes, keys: ViewKeys, row_id: str, row: ReadModel) -> dict[str, tuple[bytes, float]]:
+    places = shelved(indexes, keys, row_id, row).places
+    return {place[0]: (place[1], float(place[2])) for place in places if place is not None}
+
+
+class Ware(ReadModel):
+    label: str | None
+    kind: int
+    price: Decimal | None
+    weight: float
+    made: dt.datetime | None
+    day: dt.date
+    stock: int
+    worth: int | Decimal
+
+
+WARES = Indexes(
+    RowCodec(Ware),
+    [
+        Exact("kind"),
+        Exact("price"),
+        Prefix("label"),
+        *map(Ordered, ("price", "weight", "made", "day", "stock", "worth")),
+    ],
+)
+short_decimals = st.decimals(-1000, 1000, allow_nan=False, places=2)
+wares = st.builds(
+    Ware,
+    label=st.none() | texts,
+    kind=st.integers(0, 2),
+    price=st.none() | short_decimals | decimals,
+    weight=floats,
+    made=st.none() | moments,
+    day=st.dates(),
+    stock=ints | st.integers(-5, 5),
+    worth=ints | decimals,
+)
+
+
+@given(wares, wares)
+def test_a_row_that_changes_stands_where_it_would_if_it_were_new(before: Ware, after: Ware) -> None:
+    keys = ViewKeys(StreamKeys("t"), "v", 1)
+    was = shelved(WARES, keys, "r", before)
+    stored = shelved(WARES, keys, "r", after, was)
+    stands = {place[0]: (place[1], float(place[2])) for place in was.places if place is not None}
+    assert stands == entries(WARES, keys, "r", before)
+    changes: dict[str, IndexChange] = {}
+    move(changes, was, stored)
+    for key, change in changes.items():
+        for member in change.removed:
+            assert stands.pop(key)[0] == member
+        stands |= {key: (member, float(value)) for member, value in change.set}
+    assert stands == entries(WARES, keys, "r", after)
+    assert stored.inexact == WARES.inexact(after)
+
+
+@given(rows)
+def test_what_is_used_instead_of_reading_a_row_is_what_reading_it_gives(row: Everything) -> None:
+    stored, kept = codec.encode_kept(row)
+    assert stored == codec.encode(row)
+    assert kept is None  # lists and dicts in it can be changed
+
+
+class Simple(ReadModel):
+    text: str
+    maybe: str | None
+    number: int
+    ratio: float
+    amount: Decimal | None
+    flag: bool
+    day: dt.date
+    moment: dt.datetime
+    ident: uuid.UUID
+    colour: Colour
+    level: Level
+    kind: Literal["a", "b"]
+
+
+simple_codec = RowCodec(Simple)
+simple_rows = st.builds(
+    Simple,
+    text=texts,
+    maybe=st.none() | texts,
+    number=ints,
+    ratio=floats,
+    amount=st.none() | decimals,
+    flag=st.booleans(),
+    day=st.dates(),
+    moment=st.datetimes(timezones=st.one_of(st.none(), st.just(dt.UTC))).map(lambda moment: moment.replace(fold=0)),
+    ident=st.uuids(),
+    colour=st.sampled_from(Colour),
+    level=st.sampled_from(Level),
+    kind=st.sampled_from(["a", "b"]),
+)
+
+
+@given(simple_rows)
+def test_a_simple_row_is_used_instead_of_reading_it(row: Simple) -> None:
+    stored, kept = simple_codec.encode_kept(row)
+    assert stored == simple_codec.encode(row)
+    assert kept is row
+    back = simple_codec.decode(stored, "row")
+    assert [repr(getattr(back, name)) for name in row.__struct_fields__] == [
+        repr(getattr(row, name)) for name in row.__struct_fields__
     ]
+
+
+KEPT = Simple(
+    text="t", maybe=None, number=1, ratio=1.5, amount=None, flag=True, day=dt.date(2024, 1, 1),
+    moment=dt.datetime(2024, 1, 1), ident=uuid.UUID(int=1), colour=Colour.RED, level=Level.LOW, kind="a",
+)  # fmt: skip
+AWAY = dt.datetime(2024, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=5)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("text", Colour.RED.value.__class__.__new__(type("Text", (str,), {}), "t")),
+        ("ratio", 1),
+        ("number", Level.LOW),
+        ("moment", AWAY),
+        ("moment", dt.datetime(2024, 1, 1, fold=1)),
+    ],
+    ids=repr,
+)
+def test_a_row_that_would_come_back_otherwise_is_read_anew(field: str, value: Any) -> None:
+    row = msgspec.structs.replace(KEPT, **{field: value})
+    stored, kept = simple_codec.encode_kept(row)
+    assert stored == simple_codec.encode(row)
+    assert kept is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("ratio", math.nan), ("amount", Decimal("NaN")), ("text", "\ud800"), ("maybe", "\ud800"), ("number", True),
+     ("kind", "c"), ("flag", 1), ("day", dt.datetime(2024, 1, 1, 5))],
+    ids=repr,
+)  # fmt: skip
+def test_a_simple_row_that_would_not_come_back_is_refused_by_name(field: str, value: Any) -> None:
+    row = msgspec.structs.replace(KEPT, **{field: value})
+    with pytest.raises(SchemaError, match=f"Simple.{field}"):
+        simple_codec.encode_kept(row)
+    assert simple_codec.kept(row) is None
+
+
+def test_a_row_that_runs_code_when_it_is_made_is_read_anew() -> None:
+    class Counting(ReadModel):
+        n: int
+
+        def __post_init__(self) -> None:
+            """Runs when a row is read, too."""
+
+    assert RowCodec(Counting).encode_kept(Counting(n=1)) == ({b"n": b"1"}, None)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@
 -- ARGV[6] idempotency window, ms      ARGV[7] entries in between ARGV[8] rows more (or less)
 -- ARGV[9] states to set, a letter for each idempotency key
 -- ARGV[10] count of row keys          ARGV[11] count of index keys   ARGV[12] count of dead letters
--- then    per row key: the count of values, and fields and values to set (none: the row is deleted)
--- then    per index key: the count of members to remove, these, the count of values, and scores and members to set
+-- then    per run of row keys in which the same fields change: the count of rows, the count of fields, and these (none:
+--         the rows are deleted); then per row the fields' values
+-- then    per index key: the count of members to remove, and these; the count of members to set, the score that all of
+--         them get, and these, or "" and the score of each and itself
 -- then    the count of marks of the view, and fields and values to set in KEYS[3]
 -- then    per dead letter: the count of its fields, and the fields; the last value becomes the server's time, ms
 --
@@ -85,25 +87,60 @@ local count = string.format("%.0f", (tonumber(head[3]) or 0) + tonumber(ARGV[8])
 redis.call("HSET", VIEW, "checkpoint", new, "read", read, "rows", count)
 
 local at = 13
-local function apply(command, key)
-    local values = tonumber(ARGV[at])
-    for first = at + 1, at + values, CHUNK do
-        redis.call(command, key, unpack(ARGV, first, math.min(first + CHUNK - 1, at + values)))
+-- The command with the next `count` values of ARGV.
+local function apply(command, key, count)
+    for first = at, at + count - 1, CHUNK do
+        redis.call(command, key, unpack(ARGV, first, math.min(first + CHUNK, at + count) - 1))
     end
-    at = at + values + 1
-    return values
+    at = at + count
 end
 
-for i = first_row, first_index - 1 do
-    if apply("HSET", KEYS[i]) == 0 then
-        redis.call("DEL", KEYS[i])
+-- The command with the next `count` values of ARGV, each behind what `before` gives for its number.
+local function apply_pairs(command, key, count, before)
+    for first = 0, count - 1, CHUNK do
+        local pairs, size = {}, 0
+        for n = first + 1, math.min(first + CHUNK, count) do
+            pairs[size + 1], pairs[size + 2] = before(n), ARGV[at + n - 1]
+            size = size + 2
+        end
+        redis.call(command, key, unpack(pairs))
     end
+    at = at + count
+end
+
+local row = first_row
+while row < first_index do
+    local count, width, names = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), at + 1
+    local function name(n)
+        return ARGV[names + n]
+    end
+    at = at + 2 + width
+    for i = row, row + count - 1 do
+        if width == 0 then
+            redis.call("DEL", KEYS[i])
+        else
+            apply_pairs("HSET", KEYS[i], width, name)
+        end
+    end
+    row = row + count
 end
 for i = first_index, first_index + indexes - 1 do
-    apply("ZREM", KEYS[i])
-    apply("ZADD", KEYS[i])
+    local removed = tonumber(ARGV[at])
+    at = at + 1
+    apply("ZREM", KEYS[i], removed)
+    local count, score = tonumber(ARGV[at]), ARGV[at + 1]
+    at = at + 2
+    if score == "" then
+        apply("ZADD", KEYS[i], count * 2)
+    else
+        apply_pairs("ZADD", KEYS[i], count, function()
+            return score
+        end)
+    end
 end
-apply("HSET", VIEW)
+local flags = tonumber(ARGV[at])
+at = at + 1
+apply("HSET", VIEW, flags)
 local time = redis.call("TIME")
 local now = string.format("%.0f", time[1] * 1000 + math.floor(time[2] / 1000))
 for _ = 1, letters do

@@ -16,7 +16,7 @@ for first = 1, marks, 500 do
     end
 end
 for i = marks + 1, #KEYS do
-    local kind = redis.call("TYPE", KEYS[i]).ok
-    rows[i - marks] = (kind == "hash" or kind == "none") and redis.call("HGETALL", KEYS[i]) or kind
+    local row = redis.pcall("HGETALL", KEYS[i])
+    rows[i - marks] = row.err and redis.call("TYPE", KEYS[i]).ok or row
 end
 return { states, rows }
