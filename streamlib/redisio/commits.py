@@ -92,7 +92,7 @@ async def commit(
         keys.head,
         keys.stream.dead(group),
         *keys.stream.idems(group, batch.marks),
-        *keys.rows(row_id for row_ids in shapes.values() for row_id in row_ids),
+        *keys.rows([row_id for row_ids in shapes.values() for row_id in row_ids]),
         *batch.indexes,
     ]
     args: list[Arg] = [
@@ -131,12 +131,12 @@ def _scored(entries: Sequence[Entry]) -> list[Arg]:
     """The count of entries, the score that they share ("" if they do not), and members, with their scores if so."""
     scores = {score for _, score in entries}
     if len(scores) == 1:
-        return [len(entries), _text(scores.pop()), *(member for member, _ in entries)]
-    return [len(entries), "", *(part for member, score in entries for part in (_text(score), member))]
+        return [len(entries), _text(scores.pop()), *[member for member, _ in entries]]
+    return [len(entries), "", *[part for member, score in entries for part in (_text(score), member)]]
 
 
 def _text(score: float | bytes) -> str | bytes:
-    return repr(score) if isinstance(score, float) else score
+    return score if isinstance(score, bytes) else repr(score)
 
 
 def _row(reply: list[bytes] | bytes) -> RowFields | str:

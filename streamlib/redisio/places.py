@@ -11,7 +11,7 @@ from msgspec import Struct
 from streamlib.read_model import ReadModel
 from streamlib.redisio.commits import IndexChange
 from streamlib.redisio.indexes import Indexes, ViewKeys, exact_text, prefix_member, score
-from streamlib.redisio.rows import RowFields
+from streamlib.redisio.rows import Raws, RowCodec
 
 Place = tuple[str, bytes, float | bytes]
 """The key of an index, and member and score there."""
@@ -26,45 +26,53 @@ _EXACT_CHARS = 15
 
 
 class Stored(Struct, frozen=True, gc=False):
-    """A row as Redis has it, and where its indexes have it. A row that does not exist has no fields.
+    """A row as Redis has it, and where its indexes have it.
 
     `places` has one for each index, None where the row does not stand in it; `inexact` names the Ordered fields in
-    which other values may share its score. `row` may be used instead of reading the fields anew, if there is one.
+    which other values may share its score. `row` may be used instead of reading the values anew, if there is one.
     """
 
-    fields: RowFields
+    raws: Raws
     places: tuple[Place | None, ...]
     inexact: tuple[str, ...] = ()
     row: Any = None
+
+    @property
+    def exists(self) -> bool:
+        return self.places[0] is not None
 
 
 class Shelves:
     """The indexes of a read model under the keys that they have in one generation on one partition."""
 
-    def __init__(self, indexes: Indexes, keys: ViewKeys) -> None:
+    def __init__(self, codec: RowCodec[Any], indexes: Indexes, keys: ViewKeys) -> None:
         self._indexes = indexes
         self._all_rows = keys.all_rows
         finders = [(field, _exact(keys.exact_keys(field))) for field in indexes.exact]
         finders += [(field, _ordered(keys.sorted_by(field), indexes.is_mixed(field))) for field in indexes.ordered]
         finders += [(field, _prefix(keys.sorted_by(field))) for field in indexes.prefix]
-        self._finders = [(field, field.encode(), find) for field, find in finders]
+        order = list(codec.fields)
+        self._finders = [(field, order.index(field), find) for field, find in finders]
         first = 1 + len(indexes.exact)
         self._in_order = slice(first, first + len(indexes.ordered))
-        self.nothing = Stored({}, (None,) * (1 + len(finders)))
+        self.nothing = Stored((None,) * len(order), (None,) * (1 + len(finders)))
 
-    def stored(self, row_id: str, row: ReadModel, fields: RowFields, before: Stored, kept: ReadModel | None) -> Stored:
-        """The row in its places; where a field is as it was `before`, that is where it stood."""
-        was, there = before.fields, before.places[0] or (self._all_rows, row_id.encode(), _BY_MEMBER)
-        places: list[Place | None] = [there]
-        for n, (field, name, find) in enumerate(self._finders, start=1):
-            raw = fields.get(name)
-            is_same = raw is not None and raw == was.get(name)
-            places.append(before.places[n] if is_same else find(getattr(row, field), raw, there[1]))
+    def stored(self, row_id: str, row: ReadModel, raws: Raws, before: Stored, kept: ReadModel | None) -> Stored:
+        """The row in its places; where a value is as it was `before`, that is where it stood."""
+        was, stood = before.raws, before.places
+        first = stood[0] or (self._all_rows, row_id.encode(), _BY_MEMBER)
+        places: list[Place | None] = [first]
+        for field, n, find in self._finders:
+            raw = raws[n]
+            if raw is not None and raw == was[n]:
+                places.append(stood[len(places)])
+            else:
+                places.append(find(getattr(row, field), raw, first[1]))
         inexact: tuple[str, ...] = ()
         for place in places[self._in_order]:
             if place is not None and type(place[2]) is float:
                 inexact = self._indexes.inexact(row)
-        return Stored(fields, tuple(places), inexact, kept)
+        return Stored(raws, tuple(places), inexact, kept)
 
 
 def move(changes: dict[str, IndexChange], before: Stored, after: Stored) -> None:
@@ -72,7 +80,7 @@ def move(changes: dict[str, IndexChange], before: Stored, after: Stored) -> None
     for old, new in zip(before.places, after.places, strict=True):
         if old is new or old == new:
             continue
-        if old is not None and (new is None or old[:2] != new[:2]):
+        if old is not None and (new is None or old[0] != new[0] or old[1] != new[1]):
             _change(changes, old[0]).removed.append(old[1])
         if new is not None:
             _change(changes, new[0]).set.append(new[1:])

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import astuple
 
 from streamlib.codec import can_hold_nan, refuse_nan
 from streamlib.errors import DeclarationError, PublishError, SchemaError
@@ -22,6 +23,9 @@ Row = TypeVar("Row", bound=ReadModel)
 
 RowFields = dict[bytes, bytes]
 """A row as stored: hash field -> value."""
+
+Raws = tuple[bytes | None, ...]
+"""The values of a stored row in the order of its class's fields, None where one is not stored."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -85,43 +89,47 @@ class RowCodec(Generic[Row]):
             raise DeclarationError(f"{cls.__name__} has no fields: Redis keeps no empty hash")
         self.cls = cls
         self.fields = {info.name: FieldCodec(f"{cls.__name__}.{info.name}", info.type) for info in infos}
-        self._stored = [(info.name, info.name.encode(), self.fields[info.name]) for info in infos]
-        self._keep = [(info.name, info.name.encode(), self.fields[info.name].keep) for info in infos]
+        self.names = tuple(info.name.encode() for info in infos)
+        self._keeps = [codec.keep for codec in self.fields.values()]
         self._is_simple = not hasattr(cls, "__post_init__") and not cls.__struct_config__.dict
         self._required = {info.name for info in infos if info.required}
 
     def encode(self, row: Row) -> RowFields:
         """The row as stored. Raises SchemaError when a value cannot be kept."""
-        return {stored: codec.encode(getattr(row, name)) for name, stored, codec in self._stored}
+        values = zip(self.names, self.fields.values(), astuple(row), strict=True)
+        return {stored: codec.encode(value) for stored, codec, value in values}
 
-    def encode_kept(self, row: Row) -> tuple[RowFields, Row | None]:
-        """The row as stored, and what may be used in place of reading that anew: the row itself, where it would come
-        back as it is and nothing in it can be changed, else None. Raises SchemaError when a value cannot be kept."""
-        fields: RowFields = {}
+    def write(self, row: Row) -> tuple[Raws, Row | None]:
+        """The row's values as stored, and what may be used instead of reading them anew: the row itself, where it would
+        come back as it is and nothing in it can be changed, else None. Raises SchemaError for what cannot be kept."""
         try:
-            for name, stored, keep in self._keep:
-                value = getattr(row, name)
-                raw = keep[type(value)](value)
-                if raw is None:
-                    return self.encode(row), None
-                fields[stored] = raw
+            raws = [keep[type(value)](value) for keep, value in zip(self._keeps, astuple(row), strict=True)]
         except (KeyError, TypeError, ValueError, OverflowError):  # the long way tells which field it is, and why
-            return self.encode(row), None
-        return fields, row if self._is_simple else None
+            raws = [None]
+        if None in raws:
+            return tuple(self.encode(row).values()), None
+        return tuple(raws), row if self._is_simple else None
 
     def kept(self, row: Row) -> Row | None:
         """The same of a row that was read."""
         try:
-            return self.encode_kept(row)[1]
+            return self.write(row)[1]
         except SchemaError:  # what others have written there, or an older version
             return None
 
     def decode(self, fields: Mapping[bytes, bytes], label: str) -> Row:
         """The row in a hash; a field that is not stored takes its default. Raises SchemaError."""
+        return self.read(self.raws(fields), label)
+
+    def raws(self, fields: Mapping[bytes, bytes]) -> Raws:
+        """The values in a hash."""
+        return tuple([fields.get(stored) for stored in self.names])
+
+    def read(self, raws: Raws, label: str) -> Row:
+        """The row of these values; one that is not stored takes its default. Raises SchemaError."""
         values: dict[str, Any] = {}
         try:
-            for name, stored, codec in self._stored:
-                raw = fields.get(stored)
+            for (name, codec), raw in zip(self.fields.items(), raws, strict=True):
                 if raw is not None:
                     values[name] = codec.decode(raw)
             missing = self._required - values.keys()

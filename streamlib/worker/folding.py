@@ -59,7 +59,7 @@ class Folder:
         self.projection = projection
         self.seen = seen
         self.keys = keys
-        self.shelves = Shelves(projection.indexes, keys)
+        self.shelves = Shelves(projection.codec, projection.indexes, keys)
         self._consumer = consumer
         self._cache: OrderedDict[str, Stored] = OrderedDict()
         self._accepted = 0
@@ -111,22 +111,27 @@ class Folder:
         """The row as it is before this batch. Raises SchemaError when the stored one cannot be used."""
         if row_id in self._cache:
             return self._cache[row_id]
-        fields, label = loaded.rows[row_id], f"row {self.keys.row(row_id)}"
+        fields, label = loaded.rows[row_id], self.label(row_id)
         if isinstance(fields, str):
             raise SchemaError(f"{label} is a {fields}, not a hash; remove or rename that key")
         if not fields:
             return self.shelves.nothing
-        row = self.projection.codec.decode(fields, label)
-        return self.shelves.stored(row_id, row, fields, self.shelves.nothing, self.projection.codec.kept(row))
+        codec = self.projection.codec
+        raws = codec.raws(fields)
+        row = codec.read(raws, label)
+        return self.shelves.stored(row_id, row, raws, self.shelves.nothing, codec.kept(row))
 
-    def settled_at(self, event_id: str, loaded: Loaded) -> int | None:
-        """When this event was settled: at the stream's time with `seen`, else at any that is not None."""
-        for _, settled in reversed(self._recent):
-            if event_id in settled:
-                return settled[event_id]
-        if self.seen is not None:
-            return self.seen.at_ms(event_id)
-        return 0 if loaded.states.get(event_id, b"")[:1] in (b"d", b"x") else None
+    def settled(self, loaded: Loaded) -> Mapping[str, int]:
+        """Events that were settled before this batch and when: 0 where idempotency keys say so, and the stream's time
+        for commits that those may not show yet."""
+        found = {event_id: 0 for event_id, state in loaded.states.items() if state[:1] in (b"d", b"x")}
+        for _, settled in self._recent:
+            found.update(settled)
+        return found
+
+    def label(self, row_id: str) -> str:
+        """How errors call a row."""
+        return f"row {self.keys.row(row_id)}"
 
     def bury(self, one: Prepared, failure: Failure) -> Fields:
         return dead_letter_fields(
@@ -147,6 +152,7 @@ class _Run:
         self._folder = folder
         self._prepared = prepared
         self._loaded = loaded
+        self._before = folder.settled(loaded)
         self._staged: dict[str, Stored] = {}
         self._base: dict[str, Stored] = {}
         self._marks: dict[str, str] = {}
@@ -160,22 +166,25 @@ class _Run:
             size += one.entry.size
             if size > MAX_BYTES and consumed:
                 break
-            failure = self._fold_one(one)
-            if failure is not None:
+            result = self._fold_one(one)
+            if isinstance(result, Failure):
                 if self._folder.projection.on_error == "halt":
-                    halted = Stop(one.entry.id, failure)
+                    halted = Stop(one.entry.id, result)
                     break
-                self._dead.append((failure, self._folder.bury(one, failure)))
+                self._dead.append((result, self._folder.bury(one, result)))
                 self._settle(one, "x")
-            if one.row_id in self._staged:
-                size += sum(map(len, self._staged[one.row_id].fields.values()))
+            elif result is not None:
+                self._staged[one.row_id] = result
+                self._settle(one, "d")
+                self._folded += 1
+                size += sum([len(raw) for raw in result.raws if raw is not None])
             consumed += 1
         last = self._prepared[consumed - 1].entry if consumed else None
         new = (last.position or last.id) if last is not None else checkpoint
         return self._finish(checkpoint, new, consumed, halted)
 
-    def _fold_one(self, one: Prepared) -> Failure | None:
-        """Apply one entry; the failure if it must not be applied."""
+    def _fold_one(self, one: Prepared) -> Stored | Failure | None:
+        """The entry's row after it; the failure if it must not be applied, None if it changes nothing."""
         message = one.message
         if message is not None and self._is_copy(message.id, one.entry.at_ms):
             self._copies += 1
@@ -186,78 +195,76 @@ class _Run:
             self._skipped += 1
             return None
         try:
-            self._staged[one.row_id] = self._apply(one.row_id, one.event)
+            return self._apply(one.row_id, one.event)
         except SchemaError as error:
             return Failure.of("schema", error)
         except Exception as error:  # noqa: BLE001 - a fold may raise anything; it ends as a dead letter or a halt
             return Failure.of("rejected", error)
-        self._settle(one, "d")
-        self._folded += 1
-        return None
 
     def _apply(self, row_id: str, event: Event) -> Stored:
-        """The row after the event, without fields when it is deleted."""
-        projection, shelves = self._folder.projection, self._folder.shelves
-        before = self._staged.get(row_id)
+        """The row after the event, `nothing` when it is deleted."""
+        folder, projection, codec = self._folder, self._folder.projection, self._folder.projection.codec
+        before = self._staged.get(row_id) or self._base.get(row_id)
         if before is None:
-            before = self._base.get(row_id)
-        if before is None:
-            before = self._base[row_id] = self._folder.base(row_id, self._loaded)
+            before = self._base[row_id] = folder.base(row_id, self._loaded)
         row = before.row
-        if row is None and before.fields:
+        if row is None and before.exists:
             # Anew for every event: a fold that changes a list in a row and then raises leaves no trace.
-            row = projection.codec.decode(before.fields, self._label(row_id))
+            row = codec.read(before.raws, folder.label(row_id))
         after = projection.folds[type(event)](row, event)
         if after is None:
-            return shelves.nothing
-        if type(after) is not projection.codec.cls:
+            return folder.shelves.nothing
+        if type(after) is not codec.cls:
             raise Reject(
                 f"the fold of {type(event).__name__} returned a {type(after).__name__}, not a "
-                f"{projection.codec.cls.__name__} or None"
+                f"{codec.cls.__name__} or None"
             )
-        fields, kept = projection.codec.encode_kept(after)
-        row = projection.codec.decode(fields, self._label(row_id)) if kept is None else kept
-        return shelves.stored(row_id, row, fields, before, kept)
-
-    def _label(self, row_id: str) -> str:
-        return f"row {self._folder.keys.row(row_id)}"
+        raws, kept = codec.write(after)
+        row = codec.read(raws, folder.label(row_id)) if kept is None else kept
+        return folder.shelves.stored(row_id, row, raws, before, kept)
 
     def _is_copy(self, event_id: str, at_ms: int) -> bool:
         seen, settled_at = self._folder.seen, self._settled.get(event_id)
         if settled_at is None:
-            settled_at = self._folder.settled_at(event_id, self._loaded)
-        return settled_at is not None and (seen is None or at_ms - settled_at < seen.window_ms)
+            settled_at = self._before.get(event_id)
+        if seen is None:
+            return settled_at is not None
+        if settled_at is None:
+            settled_at = seen.at_ms(event_id)
+        return settled_at is not None and at_ms - settled_at < seen.window_ms
 
     def _settle(self, one: Prepared, state: str) -> None:
         if one.message is None:
             return
-        at_ms, seen = one.entry.at_ms, self._folder.seen
+        event_id, at_ms, seen = one.message.id, one.entry.at_ms, self._folder.seen
         if seen is not None:
-            self._settled.pop(one.message.id, None)  # again, a window later: it stands behind what came in between
-        self._settled[one.message.id] = at_ms
+            self._settled.pop(event_id, None)  # again, a window later: it stands behind what came in between
+        self._settled[event_id] = at_ms
         if seen is None or (not one.entry.position and seen.is_young(at_ms)):
-            self._marks[one.message.id] = state
+            self._marks[event_id] = state
 
     def _finish(self, old: str, new: str, consumed: int, halted: Stop | None) -> Folded:
         rows: dict[str, RowFields | None] = {}
         changes: dict[str, IndexChange] = {}
-        kept: dict[str, Stored] = {}
         inexact: set[str] = set()
-        delta = 0
-        for row_id, before in self._base.items():
-            kept[row_id] = after = self._staged.get(row_id, before)
-            was, is_now = before.fields, after.fields
-            changed = {name: raw for name, raw in is_now.items() if was.get(name) != raw} if was else is_now
-            if changed or (was and not is_now):
-                rows[row_id] = changed or None
-                delta += bool(is_now) - bool(was)
-                move(changes, before, after)
-                inexact.update(after.inexact)
+        delta, names = 0, self._folder.projection.codec.names
+        for row_id, after in self._staged.items():
+            before = self._base[row_id]
+            if after.exists:
+                pairs = zip(names, after.raws, before.raws, strict=True)
+                rows[row_id] = changed = {name: raw for name, raw, was in pairs if raw != was and raw is not None}
+                if not changed:
+                    del rows[row_id]
+            elif before.exists:
+                rows[row_id] = None
+            delta += after.exists - before.exists
+            move(changes, before, after)
+            inexact.update(after.inexact)
         batch = Batch(
             old=old, new=new, entries=consumed, marks=self._marks, rows=rows, row_delta=delta,
             indexes=changes, inexact=sorted(inexact), dead=[fields for _, fields in self._dead],
         )  # fmt: skip
         return Folded(
-            batch, consumed, kept, self._folded, self._skipped, self._copies,
+            batch, consumed, self._base | self._staged, self._folded, self._skipped, self._copies,
             [failure for failure, _ in self._dead], halted, self._settled,
         )  # fmt: skip
