@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import redis
 
 from benchmarks import figures, harness
 from benchmarks.case import Case, Size
-from benchmarks.cases import CASES, beside, chosen
+from benchmarks.cases import CASES, beside, chosen, installed
+from benchmarks.peer_cases import peers
 from tests.helpers.servers import SERVER_KINDS
 
 PACKAGES = ("streamlib", "redis", "hiredis", "msgspec", "uvloop", "prometheus-client")
@@ -26,10 +28,13 @@ SAMPLES_PER_S = 500
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     if given.list:
-        print("\n".join(f"{case.name:<22}{case.about}" for case in CASES.values()))
+        known = [*CASES.values(), *peers(_pythons(given.peer_python))]
+        print("\n".join(f"{case.name:<28}{case.about}" for case in known))
         return 0
     try:
-        cases = chosen(given.case)
+        others = peers(_pythons(given.peer_python))
+        all_names = [case.name for case in [*CASES.values(), *(others if given.peers else ())] if installed(case)]
+        cases = chosen(given.case or all_names, others)
         if given.beside:
             cases = beside(cases, given.beside.resolve())
         size = _size(given)
@@ -53,11 +58,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backlog", type=int, default=200_000, help="events ahead in flat_backlog and memory")
     parser.add_argument("--large", action="store_true", help="the same as --backlog 10000000")
     parser.add_argument("--server", choices=SERVER_KINDS, default="valkey")
+    parser.add_argument("--peers", action="store_true", help="with all cases, other libraries too")
+    parser.add_argument(
+        "--peer-python",
+        action="append",
+        default=[],
+        metavar="NAMES=PATH",
+        help="the Python of peers, for example saq,arq=...",
+    )
     parser.add_argument("--beside", type=Path, metavar="DIR", help="measure another checkout in the same rounds")
     parser.add_argument("--json", action="store_true", help="print every number as JSON")
     parser.add_argument("--profile", metavar="CASE", choices=list(CASES), help="run one case under py-spy instead")
     parser.add_argument("--svg", metavar="FILE", default="profile.svg", help="where its flame graph goes")
     return parser
+
+
+def _pythons(given: list[str]) -> dict[str, str]:
+    """Peer -> path of its Python. Raises LookupError where "=" is missing."""
+    found: dict[str, str] = {}
+    for words in given:
+        names, equals, path = words.partition("=")
+        if not equals:
+            raise LookupError(f"--peer-python {words}: write NAMES=PATH, for example saq,arq=/somewhere/bin/python")
+        found |= dict.fromkeys(names.split(","), path)
+    return found
 
 
 def _size(given: argparse.Namespace) -> Size:
@@ -102,7 +126,10 @@ def _cpu() -> str:
 
 
 def _profile(case: Case, size: Size, client: redis.Redis, url: str, svg: Path) -> None:
-    wrapper = ["py-spy", "record", "--rate", str(SAMPLES_PER_S), "--output", str(svg), "--"]
+    py_spy = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
+    if py_spy is None:
+        raise LookupError("py-spy is not installed; it comes with: pip install -e '.[bench]'")
+    wrapper = [py_spy, "record", "--rate", str(SAMPLES_PER_S), "--output", str(svg), "--"]
     harness.run_case(case, size, client, url, wrapper)
     print(f"{case.name}: flame graph in {svg}")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import redis
 from msgspec import Struct
+from msgspec.structs import replace
 
 Figures = dict[str, float]
 """What one run measured, by name; names end in their unit."""
@@ -26,6 +27,10 @@ class Size(Struct, frozen=True):
     def total(self) -> int:
         return self.events + 2 * self.warm
 
+    def part(self, share: int) -> "Size":
+        """The `share`th part of the events."""
+        return replace(self, events=max(self.events // share, 1), warm=max(self.warm // share, 1))
+
 
 class Run(Struct):
     """What a process that ran a case tells: its figures, and how many events it handled or published."""
@@ -41,17 +46,21 @@ class Case(Struct, frozen=True):
     `fill` prepares an empty database, `run` measures, `check` returns what is wrong with the result (nothing, if it is
     right). Figures are set in relation to those of the case `base`, round by round. `checkout` is where the
     streamlib lies that is measured, when it is not the one beside which `benchmarks` lies; `needs` is a module
-    that has to be installed.
+    that has to be installed. Peers have instead of `run` a `module` that is run, by another `python` if one is given,
+    with one `share`th of the events.
     """
 
     name: str
     about: str
-    run: Callable[[str, Size], Awaitable[Run]]
+    run: Callable[[str, Size], Awaitable[Run]] | None
     check: Callable[[redis.Redis, Size, Run], Sequence[str]]
     fill: Callable[[redis.Redis, Size], None]
     base: str = ""
     checkout: str = ""
     needs: str = ""
+    module: str = ""
+    python: str = ""
+    share: int = 1
 
 
 def nothing(client: redis.Redis, size: Size) -> None:

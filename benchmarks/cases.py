@@ -14,19 +14,20 @@ CASES: dict[str, Case] = {
 }
 
 
-def chosen(words: Sequence[str]) -> list[Case]:
-    """The cases named, or whose names begin with `<word>_`, together with their bases; without words all that can run.
+def chosen(words: Sequence[str], others: Sequence[Case] = ()) -> list[Case]:
+    """The cases named, or whose names begin with `<word>_`, together with their bases. `others` are those of peers.
 
     Raises LookupError for a word that means none.
     """
+    known = CASES | {case.name: case for case in others}
     names: set[str] = set()
-    for word in words or [name for name, case in CASES.items() if installed(case)]:
-        found = {word} if word in CASES else {name for name in CASES if name.startswith(f"{word}_")}
+    for word in words:
+        found = {word} if word in known else {name for name in known if name.startswith(f"{word}_")}
         if not found:
-            raise LookupError(f"no case {word!r}; there are: {', '.join(CASES)}")
+            raise LookupError(f"no case {word!r}; there are: {', '.join(known)}")
         names |= found
-    names |= {CASES[name].base for name in names if CASES[name].base}
-    return [case for name, case in CASES.items() if name in names]
+    names |= {known[name].base for name in names if known[name].base}
+    return [case for name, case in known.items() if name in names]
 
 
 def installed(case: Case) -> bool:
@@ -39,6 +40,6 @@ def beside(cases: Sequence[Case], checkout: Path) -> list[Case]:
     found = []
     for case in cases:
         found.append(case)
-        if not case.name.startswith(("raw", "loop")):
+        if not case.name.startswith(("raw", "loop", "peer")):
             found.append(replace(case, name=f"{case.name}@there", base=case.name, checkout=str(checkout)))
     return found

@@ -1,4 +1,4 @@
-"""Runs one case in this process: `python -m benchmarks.child CASE URL SIZE` prints its Run as JSON on the last line."""
+"""Runs one case in this process: `python -m benchmarks.child CASE URL SIZE` prints its Run as JSON on a line."""
 
 import asyncio
 import sys
@@ -21,7 +21,9 @@ def main(name: str, url: str, size: str) -> None:
 
 
 async def _run(name: str, url: str, size: Size) -> Run:
-    return await CASES[name].run(url, size)
+    run = CASES[name].run
+    assert run is not None, f"{name} is no case of this process"
+    return await run(url, size)
 
 
 if __name__ == "__main__":

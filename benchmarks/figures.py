@@ -56,12 +56,12 @@ def ratio(rounds: Sequence[Round], case: str, base: str, figure: str) -> Spread 
 
 def text(table: Sequence[Line]) -> str:
     """The table for people."""
-    shown = [f"{'case':<22}{'figure':<24}{'median':>12}{'least':>12}{'most':>12}   in relation to its base"]
+    shown = [f"{'case':<28}{'figure':<24}{'median':>12}{'least':>12}{'most':>12}   in relation to its base"]
     case = ""
     for line in table:
         name, case = ("" if line.case == case else line.case), line.case
         spread = "".join(f"{number(value):>12}" for value in (line.value.median, line.value.least, line.value.most))
-        shown.append(f"{name:<22}{line.figure:<24}{spread}{_relation(line)}")
+        shown.append(f"{name:<28}{line.figure:<24}{spread}{_relation(line)}")
     return "\n".join(shown)
 
 

@@ -57,12 +57,20 @@ def run_case(case: Case, size: Size, client: redis.Redis, url: str, wrapper: Seq
     client.flushall()
     case.fill(client, size)
     client.config_resetstat()
-    given = [case.name.partition("@")[0], url, msgspec.json.encode(size).decode()]
-    words = [*wrapper, sys.executable, "-c", IN_CHECKOUT, case.checkout or str(ROOT), *given]
-    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, timeout=CASE_S)
+    done = subprocess.run([*wrapper, *command(case, size, url)], cwd=ROOT, stdout=subprocess.PIPE, timeout=CASE_S)
     if done.returncode:
         raise WrongResult(f"{case.name} ended with code {done.returncode}")
-    run = msgspec.json.decode(done.stdout.splitlines()[-1], type=Run)
+    told = [line for line in done.stdout.splitlines() if line.startswith(b"{")]  # a wrapper may say something too
+    run = msgspec.json.decode(told[-1], type=Run)
     if problems := case.check(client, size, run):
         raise WrongResult(f"{case.name}: " + "; ".join(problems))
     return run
+
+
+def command(case: Case, size: Size, url: str) -> list[str]:
+    """The words that run the process of a case."""
+    if case.module:
+        part = size.part(case.share)
+        return [case.python or sys.executable, "-m", case.module, url, str(part.events), str(part.warm)]
+    given = [case.name.partition("@")[0], url, msgspec.json.encode(size).decode()]
+    return [sys.executable, "-c", IN_CHECKOUT, case.checkout or str(ROOT), *given]
