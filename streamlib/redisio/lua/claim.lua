@@ -62,7 +62,7 @@ local function decide(state, ref)
     return RUN, redis.call("HINCRBY", SUSPECT, ref, 1)
 end
 
-local answer, taken, new = { 1 }, {}, {}
+local answer, taken, new, count = { 1 }, {}, {}, 0
 local states = has_msetex and redis.call("MGET", unpack(KEYS, FIRST_KEY))
 for i = 1, #KEYS - FIRST_KEY + 1 do
     local key, ref = KEYS[FIRST_KEY - 1 + i], ARGV[BEFORE_REFS + i]
@@ -84,13 +84,12 @@ for i = 1, #KEYS - FIRST_KEY + 1 do
             answer[last + 1], answer[last + 2], answer[last + 3] = i, code, number
         end
     elseif states then
-        taken[key] = value
-        local last = #new
-        new[last + 1], new[last + 2] = key, value
+        taken[key], count = value, count + 1
+        new[2 * count - 1], new[2 * count] = key, value
     end
 end
-if #new > 0 then
-    local count, last = #new / 2, #new
+if count > 0 then
+    local last = 2 * count
     new[last + 1], new[last + 2], new[last + 3] = "NX", "PXAT", expires
     if redis.call("MSETEX", count, unpack(new)) == 0 then
         return redis.error_reply("WRONGTYPE an idempotency key holds something else than a string")

@@ -141,17 +141,20 @@ local function take(one, place)
     return (one.verdict ~= "write" and one.verdict ~= "ack") or note_needs(one)
 end
 
-local ids, marks = {}, {}
+-- A worker's claims are made many at once: they differ by their refs alone.
+local ids, marks, known, claimed = {}, {}, 0, ""
 local at, place = BEFORE_REFS + plain + 1, plain
-local mixed, token = at <= #ARGV, ":" .. me .. ":"
-local token_at = 15 -- behind "c" and a deadline of 13 digits
-local ref_at = token_at + #token
+local mixed = at <= #ARGV
 for i = 1, plain do
     local ref, state = ARGV[BEFORE_REFS + i], states[i]
-    if state and string.sub(state, ref_at) == ref and string.sub(state, token_at, ref_at - 1) == token then
+    if state and state ~= claimed .. ref then
+        local all_but_ref, holder = string.match(state, "^(c%d+:([^:]*):)")
+        claimed = holder == me and all_but_ref or claimed
+    end
+    if state == claimed .. ref then
         local key = KEYS[BEFORE_IDEM + i]
-        local last = #marks
-        ids[#ids + 1], marks[last + 1], marks[last + 2] = ref, key, "d"
+        known = known + 1
+        ids[known], marks[2 * known - 1], marks[2 * known] = ref, key, "d"
         if mixed then
             ended[key] = ref
         end
