@@ -14,12 +14,14 @@ SLOW = 10
 
 
 class Peer(Struct, frozen=True):
-    """A library: the module of `benchmarks/peers/` and of its own, and with which of our cases it is compared."""
+    """A library: its module in `benchmarks/peers/`, with which of our cases it is compared, its package."""
 
     name: str
     about: str
     base: str = "worker"
     share: int = 1
+    package: str = ""
+    publishes: bool = False
 
     def case(self, python: str) -> Case:
         return Case(
@@ -35,13 +37,21 @@ class Peer(Struct, frozen=True):
         )
 
     def _check(self, client: redis.Redis, size: Size, run: Run) -> Sequence[str]:
-        return checks.counted("handled", run.handled, size.part(self.share).total)
+        part = size.part(self.share)
+        return checks.counted("handled", run.handled, part.events if self.publishes else part.total)
 
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         Peer("faststream", "FastStream: typed subscriber of a stream's group"),
+        Peer(
+            "faststream_publish",
+            "FastStream: a thousand coroutines await publish",
+            base="publish_awaited",
+            package="faststream",
+            publishes=True,
+        ),
         Peer("taskiq", "taskiq with taskiq-redis' stream broker"),
         Peer("saq", "SAQ: ten jobs at once"),
         Peer("arq", "arq: ten jobs at once"),
@@ -67,5 +77,5 @@ def peers(pythons: Mapping[str, str]) -> list[Case]:
     return [
         peer.case(pythons.get(name, ""))
         for name, peer in PEERS.items()
-        if name in pythons or importlib.util.find_spec(name) is not None
+        if name in pythons or importlib.util.find_spec(peer.package or name) is not None
     ]
