@@ -103,6 +103,7 @@ class Registry:
         self._classes: dict[tuple[str, int], type[Event]] = {}
         for cls in classes:
             self._add(cls)
+        self._members = frozenset(self._classes.values())
 
     def _add(self, cls: type[Event]) -> None:
         if not _is_event_class(cls):
@@ -115,6 +116,9 @@ class Registry:
                 f"{cls.__module__}.{cls.__qualname__} and {known.__module__}.{known.__qualname__} are both "
                 f"{key[0]} version {key[1]}; give one of them type_name= or version="
             )
+
+    def __contains__(self, cls: type[Event]) -> bool:
+        return cls in self._members
 
     @property
     def classes(self) -> tuple[type[Event], ...]:

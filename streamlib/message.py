@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Iterator
 
 from msgspec import Struct, field
 
 _MAX_SEQ = (1 << 64) - 1
 _DERIVED = uuid.UUID("5b0a3c52-3d5e-5d0c-9f0e-6f0f5f2a9d11")
+_ID_BYTES = 10
+"""Random bytes taken for an id: it has 74 random bits."""
+_IDS_AT_ONCE = 500
+"""So many have their random bytes of one system call, which costs more than all the rest."""
+_VARIANT = {f"{digit:x}": f"{0b1000 | digit & 0b11:x}" for digit in range(16)}
 
 
 class Position(Struct, frozen=True, order=True):
@@ -38,12 +44,20 @@ class Message(Struct, frozen=True, kw_only=True, gc=False):
     headers: dict[str, str] = field(default_factory=dict)
 
 
+def new_event_ids(count: int) -> Iterator[str]:
+    """UUIDv7s (RFC 9562): sortable by creation time, so index pages stay warm."""
+    for start in range(0, count, _IDS_AT_ONCE):
+        ms = f"{time.time_ns() // 1_000_000 & (1 << 48) - 1:012x}"
+        head = f"{ms[:8]}-{ms[8:]}-7"
+        digits = os.urandom(_ID_BYTES * min(count - start, _IDS_AT_ONCE)).hex()
+        for at in range(0, len(digits), 2 * _ID_BYTES):
+            variant = _VARIANT[digits[at]]
+            yield f"{head}{digits[at + 1 : at + 4]}-{variant}{digits[at + 4 : at + 7]}-{digits[at + 7 : at + 19]}"
+
+
 def new_event_id() -> str:
-    """A UUIDv7 (RFC 9562): sortable by creation time, so index pages stay warm."""
-    ms = time.time_ns() // 1_000_000
-    tail = int.from_bytes(os.urandom(10), "big")
-    value = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (tail >> 68 & 0xFFF) << 64 | 0b10 << 62 | tail & (1 << 62) - 1
-    return str(uuid.UUID(int=value))
+    """One of `new_event_ids`."""
+    return next(new_event_ids(1))
 
 
 def derived_id(event_id: str, group: str, n: int = 0) -> str:

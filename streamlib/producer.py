@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from streamlib.errors import PublishError
 from streamlib.event import Event
-from streamlib.message import Message, Position
+from streamlib.message import Position
 from streamlib.redisio.later import delay_ms
-from streamlib.redisio.publisher import Publisher
+from streamlib.redisio.publisher import Publisher, Sent
 from streamlib.topic import TopicSpec
 
 
@@ -57,26 +57,15 @@ class Topic:
             correlation_id=correlation_id,
             causation_id=causation_id,
             traceparent=traceparent,
-            headers=dict(headers or {}),
+            headers=headers,
             time_ms=time_ms,
         )
         return await self._publisher().publish(self.spec, message, delay_ms=wait_ms)
 
     async def publish_many(self, events: Sequence[Event]) -> list[Position | PublishError]:
-        """Store events in batches of one round trip each: for each, in order, its position or its error."""
-        results: list[Position | PublishError | None] = []
-        messages: list[Message] = []
-        for event in events:
-            try:
-                messages.append(self.spec.message(event))
-                results.append(None)
-            except PublishError as error:
-                results.append(error)
-        sent = iter(await self._publisher().send(self.spec, messages))
-        ended: list[Position | PublishError] = []
-        for result in results:
-            if result is None:
-                one = next(sent)
-                result = one if isinstance(one, PublishError) else one.position
-            ended.append(result)
-        return ended
+        """Store events in batches of one round trip each: for each, in order, its position or its error.
+
+        Raises DeclarationError for a class that the topic does not declare; nothing is stored then.
+        """
+        sent = await self._publisher().publish_many(self.spec, events)
+        return [one.position if isinstance(one, Sent) else one for one in sent]

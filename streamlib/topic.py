@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import msgspec
@@ -14,7 +14,7 @@ from streamlib.codec import Codec, NativeCodec, PlainCodec
 from streamlib.errors import DeclarationError, PublishError, SchemaError
 from streamlib.event import Event, Registry, event_type, event_version
 from streamlib.keys import MAX_ID_BYTES, check_name
-from streamlib.message import Message, new_event_id
+from streamlib.message import Message, new_event_id, new_event_ids
 from streamlib.versions import Upcasters
 
 Unknown = Literal["park", "dead-letter", "skip"]
@@ -67,27 +67,65 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
         """The key under which the event is stored, its own unless one is given. Raises PublishError."""
         return checked_id("key", self.key_of(event) if key is None else key, may_be_empty=True)
 
-    def message(self, event: Event, *, event_id: str | None = None, key: str | None = None, **envelope: Any) -> Message:
+    def message(
+        self,
+        event: Event,
+        *,
+        event_id: str | None = None,
+        key: str | None = None,
+        time_ms: int | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        traceparent: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
         """The event in its envelope, encoded. Raises PublishError and DeclarationError."""
-        cls = type(event)
-        if cls not in self.registry.classes:
-            raise DeclarationError(
-                f"topic {self.name!r} does not declare {cls.__qualname__}; it has {sorted(self.registry.type_names)}"
-            )
-        time_ms = envelope.get("time_ms")
+        self.check_declared(type(event))
         if time_ms is not None and not 0 <= time_ms < 10**16:
             raise PublishError(f"time_ms {time_ms} is no time in ms since 1970")
-        headers = envelope.get("headers") or {}
-        if not all(isinstance(part, str) for pair in headers.items() for part in pair):
+        if headers and not all(isinstance(part, str) for pair in headers.items() for part in pair):
             raise PublishError(f"headers {headers!r}: names and values are texts")
         return Message(
             id=checked_id("event id", event_id) if event_id is not None else new_event_id(),
-            type=event_type(cls),
-            version=event_version(cls),
+            type=event_type(type(event)),
+            version=event_version(type(event)),
             key=self.checked_key(event, key),
             data=self.codec.encode(event),
-            **envelope,
+            time_ms=time_ms,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+            traceparent=traceparent,
+            headers=dict(headers) if headers else {},
         )
+
+    def messages(self, events: Sequence[Event]) -> Iterator[Message | PublishError]:
+        """For each event, when its turn comes, what `message` makes of it, or its error.
+
+        Raises DeclarationError, of whichever event, before the first.
+        """
+        for cls in set(map(type, events)):
+            self.check_declared(cls)
+        return map(self._message, events, new_event_ids(len(events)))
+
+    def _message(self, event: Event, event_id: str) -> Message | PublishError:
+        cls = type(event)
+        try:
+            return Message(
+                id=event_id,
+                type=event_type(cls),
+                version=event_version(cls),
+                key=self.checked_key(event),
+                data=self.codec.encode(event),
+            )
+        except PublishError as error:
+            return error
+
+    def check_declared(self, cls: type[Event]) -> None:
+        """Raise DeclarationError for a class that is none of the topic's."""
+        if cls not in self.registry:
+            raise DeclarationError(
+                f"topic {self.name!r} does not declare {cls.__qualname__}; it has {sorted(self.registry.type_names)}"
+            )
 
     def decode(self, message: Message) -> Event:
         """The typed event of a stored message, raised to its class's version. Raises UnknownType, SchemaError,
@@ -147,7 +185,7 @@ def partition_of_key(key: str, partitions: int) -> int:
 
 def checked_id(kind: str, text: str, *, may_be_empty: bool = False) -> str:
     try:
-        size = len(text.encode())
+        size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError as error:
         raise PublishError(f"{kind} {text!r} is not valid Unicode") from error
     if size > MAX_ID_BYTES or "\x00" in text or not (text or may_be_empty):

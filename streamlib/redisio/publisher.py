@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from streamlib.codec import Fields
 from streamlib.errors import PayloadTooLarge, PublishError, StreamlibError
+from streamlib.event import Event
 from streamlib.keys import Keys
 from streamlib.message import Message, Position
 from streamlib.redisio.connection import RedisDoor
-from streamlib.redisio.publish_line import BATCH_EVENTS, Line, Order, Outcome, Sent, Waiting
+from streamlib.redisio.publish_batch import Order, Outcome, Sent, Waiting
+from streamlib.redisio.publish_line import BATCH_EVENTS, Line
 from streamlib.settings import LimitSettings
 from streamlib.topic import TopicSpec
 
@@ -53,8 +54,14 @@ class Publisher:
         for `redis.retry_s`, the error's `__cause__` is the RedisError; publishing again under the same event
         id is safe.
         """
-        outcomes = await self._store(topic, messages, delays_ms)
-        return [found if isinstance(found, Sent | PublishError) else _in_list(found) for found in outcomes]
+        return _listed(await self._store(topic, messages, len(messages), delays_ms))
+
+    async def publish_many(self, topic: TopicSpec, events: Sequence[Event]) -> list[Sent | PublishError]:
+        """The same for bare events, which are encoded while those before them are on their way.
+
+        Raises DeclarationError for a class that the topic does not declare; nothing is stored then.
+        """
+        return _listed(await self._store(topic, topic.messages(events), len(events)))
 
     async def publish(self, topic: TopicSpec, message: Message, *, delay_ms: int = 0) -> Position:
         """Store one message and return where it lies (for a copy: where the first one lies).
@@ -63,7 +70,7 @@ class Publisher:
         when Redis refused it or did not answer for `redis.retry_s` (then the outcome is unknown). Cancelled
         before its batch left, the message is not stored; after that the outcome is unknown.
         """
-        (outcome,) = await self._store(topic, (message,), (delay_ms,))
+        (outcome,) = await self._store(topic, (message,), 1, (delay_ms,))
         if isinstance(outcome, Sent):
             return outcome.position
         raise outcome
@@ -81,29 +88,37 @@ class Publisher:
             await line.close()
 
     async def _store(
-        self, topic: TopicSpec, messages: Sequence[Message], delays_ms: Sequence[int] = ()
+        self,
+        topic: TopicSpec,
+        messages: Iterable[Message | PublishError],
+        count: int,
+        delays_ms: Sequence[int] = (),
     ) -> list[Outcome]:
         if self._closed:
             raise StreamlibError(f"topic {topic.name!r}: the publisher is closed; publish while the app is open")
-        if not messages:
+        if not count:
             return []
-        order = Order(len(messages))
+        order = Order(count)
         self._orders.add(order.done)
-        order.done.add_done_callback(self._orders.discard)
         try:
-            for start in range(0, len(messages), BATCH_EVENTS):
-                for index in range(start, min(start + BATCH_EVENTS, len(messages))):
-                    self._accept(topic, messages[index], order, index, delays_ms[index] if delays_ms else 0)
-                # Lets the first batch leave while the next is being encoded.
-                await asyncio.sleep(0)
+            for index, message in enumerate(messages):
+                if index and index % BATCH_EVENTS == 0:
+                    await asyncio.sleep(0)  # lets the last batch leave while the next is being encoded
+                self._accept(topic, message, order, index, delays_ms[index] if delays_ms else 0)
             await order.done
         except BaseException:
             order.done.cancel()
             raise
+        finally:
+            self._orders.discard(order.done)
         return order.outcomes()
 
-    def _accept(self, topic: TopicSpec, message: Message, order: Order, index: int, delay_ms: int) -> None:
+    def _accept(
+        self, topic: TopicSpec, message: Message | PublishError, order: Order, index: int, delay_ms: int
+    ) -> None:
         try:
+            if isinstance(message, PublishError):
+                raise message
             fields = _entry(topic, message, self._limits)
         except PublishError as error:
             order.put(index, error)
@@ -111,8 +126,8 @@ class Publisher:
             self._observe(topic.name, outcome, 1, 0.0)
             return
         digest = _digest(message) if topic.dedup_window_s else b""
-        waiting = Waiting(order, index, message.id, message.type, fields, digest, time.monotonic(), delay_ms)
-        self._line(topic, topic.partition_of(message)).add(waiting)
+        line = self._line(topic, topic.partition_of(message))
+        line.add(Waiting(order, index, message, fields, digest, delay_ms))
 
     def _line(self, topic: TopicSpec, partition: int) -> Line:
         line = self._lines.get((topic, partition))
@@ -124,32 +139,42 @@ class Publisher:
 
 def _entry(topic: TopicSpec, message: Message, limits: LimitSettings) -> Fields:
     """The entry's fields, within the limits. Raises PublishError."""
-    what = f"{message.type} {message.id} for topic {topic.name!r}"
     if len(message.data) > limits.payload_bytes:
         raise PayloadTooLarge(
-            f"{what} has {len(message.data)} bytes of data, more than limits.payload_bytes = "
+            f"{_what(topic, message)} has {len(message.data)} bytes of data, more than limits.payload_bytes = "
             f"{limits.payload_bytes}; store the large part elsewhere and publish where it is"
         )
     if message.headers:
         size = sum(len(name) + len(value) for name, value in message.headers.items())
         if len(message.headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
             raise PayloadTooLarge(
-                f"{what} has {len(message.headers)} headers of {size} characters; at most {MAX_HEADERS} of "
-                f"{MAX_HEADER_BYTES} together are allowed"
+                f"{_what(topic, message)} has {len(message.headers)} headers of {size} characters; at most "
+                f"{MAX_HEADERS} of {MAX_HEADER_BYTES} together are allowed"
             )
     try:
         fields = topic.codec.write(message)
     except UnicodeEncodeError as error:
-        raise PublishError(f"{what} holds text that is not valid Unicode") from error
+        raise PublishError(f"{_what(topic, message)} holds text that is not valid Unicode") from error
     if not 0 < len(fields) <= MAX_FIELD_PARTS:
-        raise PublishError(f"{what} becomes {len(fields) // 2} fields; an entry has 1 to {MAX_FIELD_PARTS // 2}")
+        raise PublishError(
+            f"{_what(topic, message)} becomes {len(fields) // 2} fields; an entry has 1 to {MAX_FIELD_PARTS // 2}"
+        )
     return fields
+
+
+def _what(topic: TopicSpec, message: Message) -> str:
+    return f"{message.type} {message.id} for topic {topic.name!r}"
 
 
 def _digest(message: Message) -> bytes:
     """Equal for events of the same content; what differs from one sending to the next is left out."""
     head = f"{message.type}\0{message.version}\0{message.key}\0".encode()
     return hashlib.blake2b(head + message.data, digest_size=16).hexdigest().encode()
+
+
+def _listed(outcomes: list[Outcome]) -> list[Sent | PublishError]:
+    """The outcomes with every error as a PublishError."""
+    return [found if isinstance(found, Sent | PublishError) else _in_list(found) for found in outcomes]
 
 
 def _in_list(error: StreamlibError) -> PublishError:

@@ -92,7 +92,7 @@ async def test_a_batch_cut_in_its_reply_gives_the_first_answer_again(
 async def test_an_overtaken_batch_that_arrives_late_is_refused(redis_url: str, client: redis.Redis) -> None:
     """A packet of a connection that was given up may be carried out much later."""
     script, keys = Script("publish"), ["orders", "{orders}:producers", "{orders}:later", "{orders}:laterbody"]
-    event: list[Arg] = [0, 0, 1, 0, 2, b"id", b"e-1"]
+    event: list[Arg] = [0, 0, 1, 1, 1, b"id", b"e-1"]
     async with open_door(redis_url) as door:
         first = await script.run(door, keys, ["producer", 1, *event])
         second = await script.run(door, keys, ["producer", 2, *event])

@@ -173,7 +173,7 @@ async def test_out_of_memory_leaves_nothing_half_written(own_server: Callable[..
 async def test_an_answer_is_given_again_even_without_memory(own_server: Callable[..., RedisProc]) -> None:
     server = own_server()
     script, keys = Script("publish"), ["orders", "{orders}:producers", "{orders}:later", "{orders}:laterbody"]
-    args: list[Arg] = ["p", 1, 0, 0, 1, 0, 2, b"id", b"e"]
+    args: list[Arg] = ["p", 1, 0, 0, 1, 1, 1, b"id", b"e"]
     with server.client() as client:
         async with open_door(server.url) as door:
             first = await script.run(door, keys, args)

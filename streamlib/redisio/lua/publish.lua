@@ -10,8 +10,10 @@
 -- ARGV[3]      limits.topic_len, 0 for none
 -- ARGV[4]      dedup window, ms, 0 for none
 -- ARGV[5]      number of events n
--- ARGV[6...]   per event: the digest of its content (only with a dedup window), its delay in ms (0 for none), the number
---              of its parts, the parts: its fields, or with a delay its id and its fields packed for promote_later.lua
+-- ARGV[6...]   the events, in runs with the same field names. A run: how many events, how many names, the names. Then each
+--              of its events: the digest of its content (only with a dedup window) and the values of the fields. A run
+--              of delayed events has 0 names; the values are the delay in ms, the id, and the fields packed for
+--              promote_later.lua
 --
 -- Returns one word per event, joined by spaces: "<entry id>" added, "@<ms>" delayed until then, "=<word>" a copy of that
 -- one, "#<word>" that one has the same event id and another content, "F" no room left, "!<why>" refused by the stream.
@@ -20,18 +22,22 @@
 -- last one of this producer gets nil: it was overtaken, its answer is gone.
 
 local stream, producers, later, bodies = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local producer = ARGV[1]
 local sequence, limit = tonumber(ARGV[2]), tonumber(ARGV[3])
 local window_ms, count = tonumber(ARGV[4]), tonumber(ARGV[5])
+local wrong
 
-for i, wanted in ipairs({ "stream", "hash", "zset", "hash" }) do
-    local kind = redis.call("TYPE", KEYS[i]).ok
-    if kind ~= "none" and kind ~= wanted then
-        return redis.error_reply("WRONGTYPE " .. KEYS[i] .. " is a " .. kind)
+-- Looks at a key; if it cannot, `wrong` tells why. Redis says of a key of another type that it is one, but not which.
+local function look(command, key, ...)
+    local found = redis.pcall(command, key, ...)
+    if type(found) == "table" then
+        local is_type = string.find(found.err, "WRONGTYPE", 1, true)
+        wrong = is_type and redis.error_reply("WRONGTYPE " .. key .. " is a " .. redis.call("TYPE", key).ok) or found
+        return false
     end
+    return found
 end
 
-local last = redis.call("HGET", producers, producer)
+local last = look("HGET", producers, ARGV[1])
 if last then
     local last_sequence, answer = string.match(last, "^(%d+) %d+ (.*)$")
     if tonumber(last_sequence) == sequence then
@@ -48,28 +54,40 @@ end
 -- Look at everything first: once something is written, nothing may fail.
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local room = limit > 0 and limit - redis.call("XLEN", stream) - redis.call("ZCARD", later) or count
-local words, from, to, digests, delays = {}, {}, {}, {}, {}
-local twins, known = {}, {}
-local at = 6
+local stored = look("XLEN", stream)
+local waiting = limit > 0 and look("ZCARD", later) or 0
+if wrong then
+    return wrong
+end
+local room = limit > 0 and limit - stored - waiting or count
+local words, values, names_of, digests, twins, known = {}, {}, {}, {}, {}, {}
+local at, left, names, names_at = 6, 0, 0, 0
+local any_delayed = false
 for i = 1, count do
+    if left == 0 then
+        left, names, names_at = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), at + 2
+        at = names_at + names
+    end
+    left = left - 1
     local key = window_ms > 0 and KEYS[i + 4]
     if key then
         digests[i] = ARGV[at]
         at = at + 1
     end
-    delays[i] = tonumber(ARGV[at])
-    from[i], to[i] = at + 2, at + 1 + tonumber(ARGV[at + 1])
-    at = to[i] + 1
-    local waiting = delays[i] > 0 and redis.call("ZSCORE", later, ARGV[from[i]])
+    values[i], names_of[i] = at, names > 0 and names_at
+    local due
+    if names > 0 then
+        at = at + names
+    else
+        any_delayed = true
+        due = look("ZSCORE", later, ARGV[at + 1])
+        at = at + 3
+    end
     local first = key and known[key]
     if key and not first then
-        local stored = redis.pcall("GET", key)
-        if type(stored) == "table" then
-            return redis.error_reply("WRONGTYPE " .. key .. " is no string")
-        end
-        if stored then
-            local digest, entry = string.match(stored, "^(%x*):(.*)$")
+        local copy = look("GET", key)
+        if copy then
+            local digest, entry = string.match(copy, "^(%x*):(.*)$")
             first = { digest = digest, entry = entry }
             known[key] = first
         end
@@ -77,8 +95,8 @@ for i = 1, count do
     if first then
         twins[i] = first
         words[i] = first.digest == digests[i] and "=" or "#"
-    elseif waiting then
-        words[i] = string.format("=@%.0f", waiting)
+    elseif due then
+        words[i] = string.format("=@%.0f", due)
     elseif room <= 0 then
         words[i] = "F"
     else
@@ -88,16 +106,39 @@ for i = 1, count do
         end
     end
 end
+if any_delayed then
+    look("HLEN", bodies)
+end
+if wrong then
+    return wrong
+end
 
-local due_of = {}
+local fields, fields_at, due_of = {}, 0, {}
 
-local function delay(event_id, body, delay_ms)
+-- Adds the event whose names and values begin there in ARGV.
+local function add(first_name, first_value)
+    local n = tonumber(ARGV[first_name - 1])
+    if fields_at ~= first_name then -- else they are those of the event before
+        for j = 1, n do
+            fields[2 * j - 1] = ARGV[first_name + j - 1]
+        end
+        fields_at = first_name
+    end
+    for j = 1, n do
+        fields[2 * j] = ARGV[first_value + j - 1]
+    end
+    return redis.pcall("XADD", stream, "*", unpack(fields, 1, 2 * n))
+end
+
+-- Lets the delayed event whose three values begin there wait.
+local function delay(first_value)
+    local delay_ms, event_id, body = tonumber(ARGV[first_value]), ARGV[first_value + 1], ARGV[first_value + 2]
     if due_of[event_id] then
         return "=@" .. due_of[event_id]
     end
-    local stored = redis.pcall("HSET", bodies, event_id, body)
-    if type(stored) == "table" then
-        return stored
+    local kept = redis.pcall("HSET", bodies, event_id, body)
+    if type(kept) == "table" then
+        return kept
     end
     local due = string.format("%.0f", now + delay_ms + 1) -- `now` was cut off to ms: one more, it is never early
     redis.call("ZADD", later, due, event_id)
@@ -114,12 +155,7 @@ for i = 1, count do
     elseif twin then
         words[i] = words[i] .. twin.entry
     elseif not words[i] then
-        local entry
-        if delays[i] > 0 then
-            entry = delay(ARGV[from[i]], ARGV[to[i]], delays[i])
-        else
-            entry = redis.pcall("XADD", stream, "*", unpack(ARGV, from[i], to[i]))
-        end
+        local entry = names_of[i] and add(names_of[i], values[i]) or delay(values[i])
         if type(entry) ~= "table" then
             words[i] = entry
             added = added + 1
@@ -135,5 +171,5 @@ for i = 1, count do
 end
 
 local answer = table.concat(words, " ")
-redis.call("HSET", producers, producer, string.format("%s %.0f %s", ARGV[2], now, answer))
+redis.call("HSET", producers, ARGV[1], string.format("%s %.0f %s", ARGV[2], now, answer))
 return answer
