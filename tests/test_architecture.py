@@ -22,6 +22,7 @@ MAX_FUNCTION_LINES = 70
 DOORS = {
     "msgspec": ("streamlib/", "workers/"),
     "redis": ("streamlib/redisio/", "streamlib/testing/"),
+    "hiredis": ("streamlib/redisio/",),
     "prometheus_client": ("streamlib/metrics/",),
     "click": ("streamlib/cli/",),
     "rich": ("streamlib/cli/",),
