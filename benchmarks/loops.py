@@ -4,6 +4,7 @@
 lease, and nothing else: no metrics, retries, renewal, dead letters or reclaiming.
 """
 
+import asyncio
 import uuid
 from typing import Any
 
@@ -111,6 +112,32 @@ async def raw_claimed(url: str, size: Size) -> Run:
     return clock.run()
 
 
+async def raw_ahead(url: str, size: Size) -> Run:
+    """Reads the next batch while one is handled, and handles that while one is settled: all that a loop can overlap."""
+    loop, decoder, clock = Loop(await opened(url)), msgspec.json.Decoder(OrderCreated), Clock(url, size)
+
+    async def handle(event: OrderCreated) -> None:
+        clock.tick()
+
+    settling: asyncio.Task[None] | None = None
+    reading = asyncio.create_task(loop.read())
+    while not clock.finished.is_set():
+        entries = await reading
+        reading = asyncio.create_task(loop.read())
+        keys, entries = await loop.claim(entries)
+        for _, fields in entries:
+            await handle(decoder.decode(fields[b"data"]))
+        if settling is not None:
+            await settling
+        settling = asyncio.create_task(loop.settle(keys, entries))
+    if settling is not None:
+        await settling
+    reading.cancel()
+    await asyncio.wait({reading})
+    await loop.close()
+    return clock.run()
+
+
 # --- what many write first: one round trip after another; what is marked before a crash is lost
 
 
@@ -175,6 +202,7 @@ CASES = [
         all_settled,
         filled,
     ),
+    Case("raw_ahead", "the same, overlapped as far as a loop can", raw_ahead, all_settled, filled, base="raw_claimed"),
     Case("loop", "redis-py on asyncio: per event SET NX, handler, XACK", loop, all_settled, filled, base="raw_claimed"),
     Case("loop_sync", "the same with the blocking client", loop_sync, all_settled, filled, base="raw_claimed"),
 ]

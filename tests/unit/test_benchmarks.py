@@ -9,7 +9,7 @@ import redis
 from msgspec.structs import replace
 
 from benchmarks import __main__ as command
-from benchmarks import cases, checks, figures, loops
+from benchmarks import cases, checks, figures, harness, loops, peer_cases
 from benchmarks.case import Run, Size
 from benchmarks.clock import Moment, between, commands
 from benchmarks.figures import Line, Spread
@@ -68,6 +68,16 @@ def test_a_case_brings_its_base_and_a_word_its_family() -> None:
     assert {"publish_many", "publish_one", "raw_pipeline"} <= {case.name for case in cases.chosen(["publish"])}
     with pytest.raises(LookupError, match="no case 'nonsense'"):
         cases.chosen(["nonsense"])
+
+
+def test_peers_come_by_name_and_with_the_python_that_has_them() -> None:
+    others = peer_cases.peers({"arq": "/old/bin/python"})
+    raw, worker, arq = cases.chosen(["worker", "peer_arq"], others)
+    assert [raw.name, worker.name, arq.name] == ["raw_claimed", "worker", "peer_arq"]
+    words = harness.command(arq, SIZE, "redis://here")
+    assert words == ["/old/bin/python", "-m", "benchmarks.peers.arq", "redis://here", "80", "10"]
+    with pytest.raises(LookupError, match="no peer 'nonsense'"):
+        peer_cases.peers({"nonsense": "/old/bin/python"})
 
 
 def test_only_what_is_ours_has_a_twin_in_another_checkout() -> None:
