@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -13,11 +13,11 @@ from streamlib.redisio.commits import IndexChange
 from streamlib.redisio.indexes import Indexes, ViewKeys, exact_text, prefix_member, score
 from streamlib.redisio.rows import Raws, RowCodec
 
-Place = tuple[str, bytes, float | bytes]
-"""The key of an index, and member and score there."""
+Place = str | bytes | float | None
+"""What tells where a row stands in one index: the text in an Exact index's key, the score in an Ordered one (in bytes:
+a number as text), the member in a Prefix one; None where it does not stand."""
 
-Find = Callable[[Any, bytes | None, bytes], Place | None]
-"""The place of a value, given how it is stored, for the row that this member stands for."""
+Changes = dict[str, IndexChange]
 
 _BY_MEMBER = 0.0
 """The score of every member in indexes that are sorted by their members."""
@@ -26,20 +26,34 @@ _EXACT_CHARS = 15
 
 
 class Stored(Struct, frozen=True, gc=False):
-    """A row as Redis has it, and where its indexes have it.
+    """A row as Redis has it, and where its indexes have it. One that does not exist has no values.
 
-    `places` has one for each index, None where the row does not stand in it; `inexact` names the Ordered fields in
-    which other values may share its score. `row` may be used instead of reading the values anew, if there is one.
+    `places` has one for each index; `inexact` names the Ordered fields in which other values may share its score. `row`
+    may be used instead of reading the values anew, if there is one.
     """
 
     raws: Raws
-    places: tuple[Place | None, ...]
+    places: Sequence[Place]
     inexact: tuple[str, ...] = ()
     row: Any = None
 
     @property
     def exists(self) -> bool:
-        return self.places[0] is not None
+        return bool(self.raws)
+
+
+NOTHING = Stored((), ())
+"""A row that does not exist."""
+
+
+class Shelf(Protocol):
+    """One index."""
+
+    def find(self, value: Any, raw: bytes | None, row_id: str) -> Place:
+        """The place of a value that is stored so."""
+
+    def move(self, changes: Changes, member: bytes, old: Place, new: Place) -> None:
+        """Note that a row, which has this member where that is not its place, goes from one place to another."""
 
 
 class Shelves:
@@ -48,75 +62,96 @@ class Shelves:
     def __init__(self, codec: RowCodec[Any], indexes: Indexes, keys: ViewKeys) -> None:
         self._indexes = indexes
         self._all_rows = keys.all_rows
-        finders = [(field, _exact(keys.exact_keys(field))) for field in indexes.exact]
-        finders += [(field, _ordered(keys.sorted_by(field), indexes.is_mixed(field))) for field in indexes.ordered]
-        finders += [(field, _prefix(keys.sorted_by(field))) for field in indexes.prefix]
+        shelves: list[tuple[str, Shelf]] = [(field, _Exact(keys.exact_keys(field))) for field in indexes.exact]
+        shelves += [(field, _Ordered(keys.sorted_by(field), indexes.is_mixed(field))) for field in indexes.ordered]
+        shelves += [(field, _Prefix(keys.sorted_by(field))) for field in indexes.prefix]
         order = list(codec.fields)
-        self._finders = [(field, order.index(field), find) for field, find in finders]
-        first = 1 + len(indexes.exact)
-        self._in_order = slice(first, first + len(indexes.ordered))
-        self.nothing = Stored((None,) * len(order), (None,) * (1 + len(finders)))
+        self._finders = [(field, order.index(field), shelf.find) for field, shelf in shelves]
+        self._movers = [shelf.move for _, shelf in shelves]
+        self._nowhere: Sequence[Place] = [None] * len(shelves)
+        self._no_raws: Raws = (None,) * len(order)
 
     def stored(self, row_id: str, row: ReadModel, raws: Raws, before: Stored, kept: ReadModel | None) -> Stored:
         """The row in its places; where a value is as it was `before`, that is where it stood."""
-        was, stood = before.raws, before.places
-        first = stood[0] or (self._all_rows, row_id.encode(), _BY_MEMBER)
-        places: list[Place | None] = [first]
+        was, stood, inexact = before.raws or self._no_raws, before.places, before.inexact
+        places: list[Place] = []
         for field, n, find in self._finders:
             raw = raws[n]
             if raw is not None and raw == was[n]:
                 places.append(stood[len(places)])
-            else:
-                places.append(find(getattr(row, field), raw, first[1]))
-        inexact: tuple[str, ...] = ()
-        for place in places[self._in_order]:
-            if place is not None and type(place[2]) is float:
+                continue
+            place = find(getattr(row, field), raw, row_id)
+            places.append(place)
+            if inexact or type(place) is float:
                 inexact = self._indexes.inexact(row)
-        return Stored(raws, tuple(places), inexact, kept)
+        return Stored(raws, places, inexact, kept)
+
+    def move(self, changes: Changes, row_id: str, before: Stored, after: Stored) -> None:
+        """Note what it does to the indexes that a row goes from its places before to those after."""
+        member = row_id.encode()
+        if after.exists and not before.exists:
+            change_of(changes, self._all_rows).set.append((member, _BY_MEMBER))
+        elif before.exists and not after.exists:
+            change_of(changes, self._all_rows).removed.append(member)
+        olds, news = before.places or self._nowhere, after.places or self._nowhere
+        for move, old, new in zip(self._movers, olds, news, strict=True):
+            if old != new:
+                move(changes, member, old, new)
 
 
-def move(changes: dict[str, IndexChange], before: Stored, after: Stored) -> None:
-    """Note what it does to the indexes that a row goes from its places before to those after."""
-    for old, new in zip(before.places, after.places, strict=True):
-        if old is new or old == new:
-            continue
-        if old is not None and (new is None or old[0] != new[0] or old[1] != new[1]):
-            _change(changes, old[0]).removed.append(old[1])
-        if new is not None:
-            _change(changes, new[0]).set.append(new[1:])
-
-
-def _change(changes: dict[str, IndexChange], key: str) -> IndexChange:
+def change_of(changes: Changes, key: str) -> IndexChange:
+    """What happens to the index of this key."""
     change = changes.get(key)
     if change is None:
         change = changes[key] = IndexChange([], [])
     return change
 
 
-def _exact(key_of: Callable[[str], str]) -> Find:
-    return lambda value, raw, member: (key_of(exact_text(value)), member, _BY_MEMBER)
+class _Exact:
+    def __init__(self, key_of: Callable[[str], str]) -> None:
+        self._key_of = key_of
+
+    def find(self, value: Any, raw: bytes | None, row_id: str) -> Place:
+        return exact_text(value)
+
+    def move(self, changes: Changes, member: bytes, old: Any, new: Any) -> None:
+        if old is not None:
+            change_of(changes, self._key_of(old)).removed.append(member)
+        if new is not None:
+            change_of(changes, self._key_of(new)).set.append((member, _BY_MEMBER))
 
 
-def _prefix(key: str) -> Find:
-    def find(value: Any, raw: bytes | None, member: bytes) -> Place | None:
-        return None if value is None else (key, prefix_member(value, member.decode()), _BY_MEMBER)
+class _Ordered:
+    def __init__(self, key: str, is_mixed: bool) -> None:
+        self._key = key
+        self._is_mixed = is_mixed
 
-    return find
-
-
-def _ordered(key: str, is_mixed: bool) -> Find:
-    def find(value: Any, raw: bytes | None, member: bytes) -> Place | None:
+    def find(self, value: Any, raw: bytes | None, row_id: str) -> Place:
         if value is None:
             return None
-        text = None if is_mixed else _as_written(value, raw)
-        return (key, member, score(value) if text is None else text)
+        if raw is not None and not self._is_mixed and type(value) in (Decimal, int, float):
+            text = raw.strip(b'"')
+            if len(text) <= _EXACT_CHARS and b"E" not in text and b"e" not in text:
+                return text
+        return score(value)
 
-    return find
+    def move(self, changes: Changes, member: bytes, old: Any, new: Any) -> None:
+        if new is None:
+            change_of(changes, self._key).removed.append(member)
+        else:
+            change_of(changes, self._key).set.append((member, new))
 
 
-def _as_written(value: Any, raw: bytes | None) -> bytes | None:
-    """A short number's own text, which Redis reads as its score; None for any other."""
-    if raw is None or type(value) not in (Decimal, int, float):
-        return None
-    text = raw.strip(b'"')
-    return text if len(text) <= _EXACT_CHARS and b"E" not in text and b"e" not in text else None
+class _Prefix:
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def find(self, value: Any, raw: bytes | None, row_id: str) -> Place:
+        return None if value is None else prefix_member(value, row_id)
+
+    def move(self, changes: Changes, member: bytes, old: Any, new: Any) -> None:
+        change = change_of(changes, self._key)
+        if old is not None:
+            change.removed.append(old)
+        if new is not None:
+            change.set.append((new, _BY_MEMBER))

@@ -11,11 +11,11 @@ from msgspec import Struct
 from streamlib.codec import Fields
 from streamlib.errors import Reject, SchemaError
 from streamlib.event import Event
-from streamlib.redisio.commits import MAX_BYTES, Batch, IndexChange, Loaded
+from streamlib.redisio.commits import MAX_BYTES, Batch, Loaded
 from streamlib.redisio.dead_letter import Failure, dead_letter_fields
 from streamlib.redisio.indexes import ViewKeys
-from streamlib.redisio.places import Shelves, Stored, move
-from streamlib.redisio.rows import RowFields
+from streamlib.redisio.places import NOTHING, Changes, Shelves, Stored
+from streamlib.redisio.rows import Raws, RowFields
 from streamlib.worker.preparing import Prepared, Stop
 from streamlib.worker.projection import Projection
 from streamlib.worker.seen import Seen
@@ -111,15 +111,16 @@ class Folder:
         """The row as it is before this batch. Raises SchemaError when the stored one cannot be used."""
         if row_id in self._cache:
             return self._cache[row_id]
-        fields, label = loaded.rows[row_id], self.label(row_id)
+        fields = loaded.rows[row_id]
+        if not fields:
+            return NOTHING
+        label = self.label(row_id)
         if isinstance(fields, str):
             raise SchemaError(f"{label} is a {fields}, not a hash; remove or rename that key")
-        if not fields:
-            return self.shelves.nothing
         codec = self.projection.codec
         raws = codec.raws(fields)
         row = codec.read(raws, label)
-        return self.shelves.stored(row_id, row, raws, self.shelves.nothing, codec.kept(row))
+        return self.shelves.stored(row_id, row, raws, NOTHING, codec.kept(row))
 
     def settled(self, loaded: Loaded) -> Mapping[str, int]:
         """Events that were settled before this batch and when: 0 where idempotency keys say so, and the stream's time
@@ -177,7 +178,7 @@ class _Run:
                 self._staged[one.row_id] = result
                 self._settle(one, "d")
                 self._folded += 1
-                size += sum([len(raw) for raw in result.raws if raw is not None])
+                size += _size(result.raws)
             consumed += 1
         last = self._prepared[consumed - 1].entry if consumed else None
         new = (last.position or last.id) if last is not None else checkpoint
@@ -202,7 +203,7 @@ class _Run:
             return Failure.of("rejected", error)
 
     def _apply(self, row_id: str, event: Event) -> Stored:
-        """The row after the event, `nothing` when it is deleted."""
+        """The row after the event."""
         folder, projection, codec = self._folder, self._folder.projection, self._folder.projection.codec
         before = self._staged.get(row_id) or self._base.get(row_id)
         if before is None:
@@ -213,7 +214,7 @@ class _Run:
             row = codec.read(before.raws, folder.label(row_id))
         after = projection.folds[type(event)](row, event)
         if after is None:
-            return folder.shelves.nothing
+            return NOTHING
         if type(after) is not codec.cls:
             raise Reject(
                 f"the fold of {type(event).__name__} returned a {type(after).__name__}, not a "
@@ -245,21 +246,21 @@ class _Run:
 
     def _finish(self, old: str, new: str, consumed: int, halted: Stop | None) -> Folded:
         rows: dict[str, RowFields | None] = {}
-        changes: dict[str, IndexChange] = {}
+        changes: Changes = {}
         inexact: set[str] = set()
-        delta, names = 0, self._folder.projection.codec.names
+        names, delta, move = self._folder.projection.codec.names, 0, self._folder.shelves.move
         for row_id, after in self._staged.items():
             before = self._base[row_id]
-            if after.exists:
-                pairs = zip(names, after.raws, before.raws, strict=True)
-                rows[row_id] = changed = {name: raw for name, raw, was in pairs if raw != was and raw is not None}
-                if not changed:
-                    del rows[row_id]
-            elif before.exists:
+            if before is after:
+                continue
+            if changed := _changed(names, before.raws, after.raws):
+                rows[row_id] = changed
+            elif before.exists and not after.exists:
                 rows[row_id] = None
             delta += after.exists - before.exists
-            move(changes, before, after)
-            inexact.update(after.inexact)
+            move(changes, row_id, before, after)
+            if after.inexact:
+                inexact.update(after.inexact)
         batch = Batch(
             old=old, new=new, entries=consumed, marks=self._marks, rows=rows, row_delta=delta,
             indexes=changes, inexact=sorted(inexact), dead=[fields for _, fields in self._dead],
@@ -268,3 +269,18 @@ class _Run:
             batch, consumed, self._base | self._staged, self._folded, self._skipped, self._copies,
             [failure for failure, _ in self._dead], halted, self._settled,
         )  # fmt: skip
+
+
+def _size(raws: Raws) -> int:
+    return sum([len(raw) for raw in raws if raw is not None])
+
+
+def _changed(names: Sequence[bytes], before: Raws, after: Raws) -> RowFields:
+    """The values to set, by their names."""
+    if not before:
+        return {name: raw for name, raw in zip(names, after, strict=False) if raw is not None}
+    return {
+        name: raw
+        for name, raw, was in zip(names, after, before, strict=False)  # there are none after a deletion
+        if raw != was and raw is not None
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -16,8 +16,12 @@ from streamlib.redisio.read_model import partition_of
 from streamlib.redisio.rows import check_row_id
 from streamlib.worker.projection import Projection
 
-_Known = tuple[type[Event], str, bool]
-"""The class of events, how errors call their row's id, and whether they were stored in the version of the class."""
+
+class _Known(Struct, frozen=True):
+    """How events of a type and version are decoded, and how errors call their row's id."""
+
+    decode: Callable[[Message], Event]
+    label: str
 
 
 class RawEntry(Struct, frozen=True, gc=False):
@@ -34,7 +38,7 @@ class RawEntry(Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, entry_id: str, fields: Fields, position: str = "") -> RawEntry:
-        return cls(entry_id, fields, sum(map(len, fields)), entry_time_ms(entry_id), position)
+        return cls(entry_id, fields, len(b"".join(fields)), entry_time_ms(entry_id), position)
 
 
 class Prepared(Struct, gc=False):
@@ -87,9 +91,7 @@ class Preparer:
             known = self._known.get((message.type, message.version)) or self._look_up(message)
             if known is None:
                 return None
-            cls, label, is_stored_so = known
-            event = topic.codec.decode(message, cls) if is_stored_so else topic.decode(message)
-            one.row_id = check_row_id(getattr(event, projection.key), label)
+            one.row_id = check_row_id(getattr(event := known.decode(message), projection.key), known.label)
             if topic.partitions > 1 and partition_of(one.row_id, topic.partitions) != self._partition:
                 raise SchemaError(
                     f"row {one.row_id!r} lives on another partition: the event was published with a key "
@@ -110,8 +112,23 @@ class Preparer:
         if cls not in self._projection.folds:
             return None
         label = f"{cls.__name__}.{self._projection.key}"
-        known = self._known[message.type, message.version] = cls, label, event_version(cls) == message.version
+        known = self._known[message.type, message.version] = _Known(self._decoder(cls, message.version), label)
         return known
+
+    def _decoder(self, cls: type[Event], version: int) -> Callable[[Message], Event]:
+        """Decodes as the topic does, which has the words for what is wrong."""
+        topic = self._projection.topic
+        if event_version(cls) != version or not hasattr(topic.codec, "reader"):
+            return topic.decode
+        read: Callable[[bytes], Event] = topic.codec.reader(cls)
+
+        def decode(message: Message) -> Event:
+            try:
+                return read(message.data)
+            except Exception:  # noqa: BLE001 - the same again, the long way
+                return topic.decode(message)
+
+        return decode
 
     def _unknown(self, one: Prepared, error: UnknownType) -> Stop | None:
         """What other workers of this group can read waits for them; the rest goes by the topic's rule."""

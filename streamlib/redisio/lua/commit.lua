@@ -25,6 +25,7 @@ local S, OWNER, VIEW, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local old, new, group, window_ms = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local marks, rows, indexes, letters = #ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 local CHUNK = 800
+local has_msetex = (redis.VALKEY_VERSION_NUM or 0) >= 0x090100 or (redis.REDIS_VERSION_NUM or 0) >= 0x080400
 
 local function kind_of(key)
     return redis.call("TYPE", key).ok
@@ -150,8 +151,20 @@ for _ = 1, letters do
     redis.call("XADD", DEAD, "*", unpack(letter))
     at = at + values + 1
 end
-for i = 1, marks do
-    redis.call("SET", KEYS[4 + i], string.sub(ARGV[9], i, i), "PX", window_ms)
+if has_msetex then
+    for first = 1, marks, CHUNK / 2 do
+        local pairs, size = {}, 0
+        for i = first, math.min(first + CHUNK / 2 - 1, marks) do
+            pairs[size + 1], pairs[size + 2] = KEYS[4 + i], string.sub(ARGV[9], i, i)
+            size = size + 2
+        end
+        pairs[size + 1], pairs[size + 2] = "PX", window_ms
+        redis.call("MSETEX", size / 2, unpack(pairs))
+    end
+else
+    for i = 1, marks do
+        redis.call("SET", KEYS[4 + i], string.sub(ARGV[9], i, i), "PX", window_ms)
+    end
 end
 -- The position is there for lag alone: a group that was removed is made again, and no error here may stop the view.
 local moved = redis.pcall("XGROUP", "SETID", S, group, new, "ENTRIESREAD", read)
