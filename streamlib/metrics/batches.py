@@ -50,7 +50,7 @@ class BatchSeries:
         self._sum = 0.0
         self._lock = threading.Lock()
 
-    def observe(self, values: Sequence[int]) -> None:
+    def observe(self, values: Sequence[float]) -> None:
         bounds, counts = self._bounds, self._counts
         with self._lock:
             for value in values:

@@ -14,7 +14,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from streamlib.metrics.backlog import BacklogGauges
-from streamlib.metrics.batches import BatchHistogram
+from streamlib.metrics.batches import BatchHistogram, BatchSeries
 from streamlib.metrics.catalogue import DELIVERIES, METRICS, OUTCOMES, OWNERSHIP_CHANGES, PREFIX, Metric
 
 MAX_ERROR_TYPES = 50
@@ -22,7 +22,11 @@ MAX_WORDS = 16
 OTHER = "other"
 COMMANDS = frozenset({"claim", "settle", "xautoclaim", "deliver", "own", "commit"})
 """Commands with a series of their own; all others share one. Publishing has a metric of its own."""
-_BY_THE_BATCH = "event_size_bytes"
+_BY_THE_BATCH = {
+    "event_size_bytes", "handler_duration_seconds", "queue_wait_seconds", "end_to_end_latency_seconds",
+    "delivery_attempts",
+}  # fmt: skip
+"""Histograms with a value for every event."""
 
 
 class Bounded:
@@ -48,7 +52,7 @@ class _Instruments:
         self.counters: dict[str, Counter] = {}
         self.histograms: dict[str, Histogram] = {}
         self.gauges: dict[str, Gauge] = {}
-        self.sizes: BatchHistogram
+        self.batches: dict[str, BatchHistogram] = {}
         for metric in METRICS:
             self._make(metric, registry)
 
@@ -58,8 +62,8 @@ class _Instruments:
             self.counters[metric.name] = Counter(name, metric.help, metric.labels, registry=registry)
         elif metric.kind == "gauge":
             self.gauges[metric.name] = Gauge(name, metric.help, metric.labels, registry=registry)
-        elif metric.name == _BY_THE_BATCH:
-            self.sizes = BatchHistogram(metric, registry)
+        elif metric.name in _BY_THE_BATCH:
+            self.batches[metric.name] = BatchHistogram(metric, registry)
         elif metric.kind == "histogram":
             self.histograms[metric.name] = Histogram(
                 name, metric.help, metric.labels, registry=registry, buckets=metric.buckets
@@ -162,18 +166,18 @@ class GroupMetrics:
         self._error_types = error_types
         received = made.counters["events_received"]
         self._received = {name: received.labels(topic, group, name) for name in DELIVERIES}
-        self._sizes = made.sizes.labels(topic)
+        self._sizes = made.batches["event_size_bytes"].labels(topic)
         self._processed: dict[str, dict[str, Counter]] = {}
-        self._durations: dict[str, Histogram] = {}
+        self._durations: dict[str, BatchSeries] = {}
         self._retries = made.counters["retries_scheduled"].labels(topic, group)
         self._duplicates = made.counters["duplicates_suppressed"].labels(topic, group)
         self._lease_lost = made.counters["lease_lost"].labels(topic, group)
         self._throttled = made.counters["throttled_seconds"].labels(topic, group)
         self._stream_lost = made.counters["stream_lost"].labels(topic, group)
         self._ack_errors = made.counters["ack_errors"].labels(topic, group)
-        self._queue_wait = made.histograms["queue_wait_seconds"].labels(topic, group)
-        self._end_to_end = made.histograms["end_to_end_latency_seconds"].labels(topic, group)
-        self._attempts = made.histograms["delivery_attempts"].labels(topic, group)
+        self._queue_wait = made.batches["queue_wait_seconds"].labels(topic, group)
+        self._end_to_end = made.batches["end_to_end_latency_seconds"].labels(topic, group)
+        self._attempts = made.batches["delivery_attempts"].labels(topic, group)
         changes = made.counters["ownership_changes"]
         self._ownership = {name: changes.labels(topic, group, name) for name in OWNERSHIP_CHANGES}
         self._owned = made.gauges["partitions_owned"].labels(topic, group)
@@ -190,17 +194,16 @@ class GroupMetrics:
         """New events of a batch have so many bytes, as they lie in their stream."""
         self._sizes.observe(sizes)
 
-    def processed(self, handler: str, outcome: str, seconds: float | None = None, *, n: int = 1) -> None:
-        """`n` deliveries ended so; `seconds` is the handler's run time, None if it did not run.
+    def processed(self, handler: str, outcome: str, *seconds: float, n: int | None = None) -> None:
+        """As many deliveries ended as there are `seconds`, the run times of their handlers; or `n`, if none ran.
 
         `outcome` is ok, retry, dead, skipped, duplicate or released. Raises KeyError for another word.
         """
         outcomes = self._processed.get(handler)
         if outcomes is None:
             outcomes = self._bind(handler)
-        outcomes[outcome].inc(n)
-        if seconds is not None:
-            self._durations[handler].observe(seconds)
+        outcomes[outcome].inc(len(seconds) if n is None else n)
+        self._durations[handler].observe(seconds)
 
     def handler_error(self, handler: str, error_type: str) -> None:
         """A handler raised; `error_type` is the exception's class name."""
@@ -229,17 +232,16 @@ class GroupMetrics:
     def ack_error(self) -> None:
         self._ack_errors.inc()
 
-    def queue_wait(self, seconds: float) -> None:
-        """From stored to started; clocks of two machines may make it negative, which counts as 0."""
-        self._queue_wait.observe(max(seconds, 0.0))
+    def queue_wait(self, *seconds: float) -> None:
+        """From stored to started, for each event; clocks of two machines may make it negative, which counts as 0."""
+        self._queue_wait.observe([max(one, 0.0) for one in seconds])
 
     def end_to_end(self, *seconds: float) -> None:
         """From stored to acknowledged, for each event; negative counts as 0."""
-        for one in seconds:
-            self._end_to_end.observe(max(one, 0.0))
+        self._end_to_end.observe([max(one, 0.0) for one in seconds])
 
-    def attempts(self, n: int) -> None:
-        """An event reached its final outcome in its n-th run."""
+    def attempts(self, *n: int) -> None:
+        """Events reached their final outcomes in their n-th runs."""
         self._attempts.observe(n)
 
     def inflight(self, n: int) -> None:
@@ -261,7 +263,7 @@ class GroupMetrics:
 
     def _bind(self, handler: str) -> dict[str, Counter]:
         processed = self._made.counters["events_processed"]
-        durations = self._made.histograms["handler_duration_seconds"]
+        durations = self._made.batches["handler_duration_seconds"]
         self._durations[handler] = durations.labels(self._labels[0], handler)
         return self._processed.setdefault(
             handler, {outcome: processed.labels(*self._labels, handler, outcome) for outcome in OUTCOMES}

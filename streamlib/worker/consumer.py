@@ -20,7 +20,7 @@ from streamlib.topic import TopicSpec
 from streamlib.worker.claiming import Claiming
 from streamlib.worker.decoding import Decoding
 from streamlib.worker.inbox import Inbox, Waits
-from streamlib.worker.inflight import InFlight, Key
+from streamlib.worker.inflight import InFlight, Key, OnLost
 from streamlib.worker.key_inbox import KeyInbox
 from streamlib.worker.lanes import Lanes
 from streamlib.worker.limiter import AHEAD_S
@@ -53,10 +53,12 @@ class Consumer:
         self._by_class: Mapping[type[Event], Lanes] = {
             cls: lanes for lanes in self._lanes for cls in lanes.handler.events
         }
+        self._by_type: dict[tuple[str, int], Lanes] = {}
         self._inbox: Waits = inbox if inbox is not None else Inbox(self.wake_up)
         self._claiming = Claiming(self._claim_ended)
         self._strangers = Strangers(parts, self._decoding, skip=self._skip, keep=self._claim_strangers)
         self._waiting: set[Key] = set()
+        self._waits: list[float] = []
         self.suspects = Suspects(parts, self._steps())
         if isinstance(self._inbox, KeyInbox):
             parts.settling.successors = Successors(self._inbox, self._steps())
@@ -160,8 +162,13 @@ class Consumer:
         if chosen:
             self._room.set()
             self._admit(chosen)
-        self._parts.metrics.inflight(sum(lanes.held for lanes in self._lanes))
+        self._observe()
         return len(chosen)
+
+    def _observe(self) -> None:
+        self._parts.metrics.inflight(sum(lanes.held for lanes in self._lanes))
+        self._parts.metrics.queue_wait(*self._waits)
+        self._waits.clear()
 
     # -- admission ----------------------------------------------------------------------------------------------
 
@@ -196,8 +203,16 @@ class Consumer:
         return chosen
 
     def _lanes_of(self, received: Received) -> Lanes | None:
-        cls = self._decoding.class_of(received)
-        return self._by_class.get(cls) if isinstance(cls, type) else None
+        message = received.message
+        if message is None:
+            return None
+        found = self._by_type.get((message.type, message.version))
+        if found is None:
+            cls = self._decoding.class_of(received)
+            found = self._by_class.get(cls) if isinstance(cls, type) else None
+            if found is not None:  # only what is declared: others may name types without end
+                self._by_type[message.type, message.version] = found
+        return found
 
     def _admit(self, chosen: list[Choice]) -> None:
         """Claim, each partition by itself; about types that nobody handles here, others are asked first."""
@@ -277,9 +292,9 @@ class Consumer:
             self._limiter.unused(1)
             return
         work = Work(delivery, message, event, lanes.handler)
-        self._hold(delivery, lambda: lanes.discard(work))
+        self._hold(delivery, lanes.lost)
         if delivery.how == "new":
-            self._parts.metrics.queue_wait(time.time() - entry_time_ms(delivery.origin_id) / 1000)
+            self._waits.append(time.time() - entry_time_ms(delivery.origin_id) / 1000)
         lanes.put(work)
 
     def _steps(self) -> Steps:
@@ -305,14 +320,14 @@ class Consumer:
         return False
 
     def _hold_to_settle(self, delivery: Delivery, ended: Ended) -> None:
-        self._hold(delivery, lambda: None)  # nothing runs: its settlement will find out that the claim was lost
+        self._hold(delivery, _nobody)  # nothing runs: its settlement will find out that the claim was lost
         self._parts.settling.put(ended)
 
     def _leave(self, received: Received) -> None:
         """It waits no longer: it is in flight, or about to be settled."""
         self._waiting.discard(InFlight.key(received.delivery, self._group.group))
 
-    def _hold(self, delivery: Delivery, on_lost: Callable[[], None]) -> None:
+    def _hold(self, delivery: Delivery, on_lost: OnLost) -> None:
         self._parts.inflight.add(delivery, self._group.group, on_lost)
 
     # -- pause ----------------------------------------------------------------------------------------------------
@@ -347,11 +362,11 @@ class Consumer:
     def _work_ended(self, work: Work, ended: Ended | None) -> None:
         self._limiter.ended(1)
         if self._closed:  # it ended after the drain had: nobody settles any more, its claim runs out
-            self._parts.inflight.remove(work.delivery, self._group.group)
+            self._parts.inflight.remove((work.delivery,), self._group.group)
         elif ended is not None:
             self._parts.settling.put(ended)
         elif work.lost:
-            self._parts.inflight.remove(work.delivery, self._group.group)
+            self._parts.inflight.remove((work.delivery,), self._group.group)
             self._parts.metrics.lease_lost(1)
             self._inbox.dropped(work.delivery)
         self.wake_up()
@@ -371,6 +386,7 @@ class Consumer:
                 self._parts.settling.put(Ended(give_back(received.delivery, claimed=False), "released"))
         self._strangers.waiting.clear()
         self._hand_back_unstarted()
+        self._observe()
 
     def _hand_back_unstarted(self) -> None:
         for lanes in self._lanes:
@@ -397,3 +413,7 @@ class Consumer:
     def close(self) -> None:
         """After the last outcome was settled."""
         self._closed = True
+
+
+def _nobody(delivery: Delivery) -> None:
+    """Nobody has to hear of it."""

@@ -50,23 +50,60 @@ class Context:
     yielded. `time` is when the event happened, ms since 1970. `message` is the envelope as it was received.
     """
 
+    __slots__ = ("_delivery", "_topic", "emitted", "group", "message", "state")
+
     def __init__(
         self, topic: TopicSpec, group: str, delivery: Delivery, message: Message, state: Mapping[str, Any]
     ) -> None:
-        self.message = message
-        self.topic = topic.name
+        self._topic = topic
+        self._delivery = delivery
         self.group = group
-        self.partition = delivery.partition
-        self.event_id = message.id
-        self.entry_id = delivery.origin_id
-        self.key = message.key
-        self.time = message.time_ms if message.time_ms is not None else entry_time_ms(delivery.origin_id)
-        self.attempt = delivery.attempts + 1
-        self.headers = message.headers
-        self.correlation_id = message.correlation_id or message.id
-        self.idempotency_key = f"{topic.name}:{group}:{message.id}"
+        self.message = message
         self.state = state
         self.emitted: list[Emitted] = []
+
+    # Most runs ask for few of these: none is made before it is asked for.
+
+    @property
+    def topic(self) -> str:
+        return self._topic.name
+
+    @property
+    def partition(self) -> int:
+        return self._delivery.partition
+
+    @property
+    def event_id(self) -> str:
+        return self.message.id
+
+    @property
+    def entry_id(self) -> str:
+        return self._delivery.origin_id
+
+    @property
+    def key(self) -> str:
+        return self.message.key
+
+    @property
+    def time(self) -> int:
+        at = self.message.time_ms
+        return entry_time_ms(self._delivery.origin_id) if at is None else at
+
+    @property
+    def attempt(self) -> int:
+        return self._delivery.attempts + 1
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return self.message.headers
+
+    @property
+    def correlation_id(self) -> str:
+        return self.message.correlation_id or self.message.id
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self._topic.name}:{self.group}:{self.message.id}"
 
     def publish(self, topic: HasSpec, event: Event, *, key: str | None = None, delay: float = 0) -> None:
         """Emit an event. It is published when this run succeeds and not at all when it fails; a repeat of the run

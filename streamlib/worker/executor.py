@@ -18,7 +18,7 @@ from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.publisher import Publisher
 from streamlib.topic import TopicSpec
 from streamlib.worker.context import BatchContext, Context
-from streamlib.worker.handlers import Function, HandlerSpec
+from streamlib.worker.handlers import Function
 from streamlib.worker.outcomes import HandlerReturned, HandlerTimeout, Outcomes
 from streamlib.worker.work import Ended, Group, OnEnd, Work
 
@@ -54,32 +54,28 @@ class Executor:
 
     async def _run_one(self, work: Work) -> Ended | None:
         context = self._context(work)
-        arguments = (work.event, context) if work.handler.takes_context else (work.event,)
-        started = time.perf_counter()
         try:
-            await self._call(work.handler, arguments)
-            emitted = await self._emit(context)
+            await self._call(work, (work.event, context) if work.handler.takes_context else (work.event,))
+            emitted = await self._emit(context) if context.emitted else ()
         except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
-            return self._outcomes.of_error(work, error, time.perf_counter() - started)
-        return self._outcomes.done(work, emitted, time.perf_counter() - started)
+            return self._outcomes.of_error(work, error, work.seconds)
+        return self._outcomes.done(work, emitted, work.seconds)
 
     async def _run_batch(self, works: Sequence[Work], on_end: OnEnd) -> None:
         contexts = [(work.event, self._context(work)) for work in works]
         batch = BatchContext(contexts, self._state)
-        handler = works[0].handler
+        first, handler = works[0], works[0].handler
         events = [work.event for work in works]
-        started = time.perf_counter()
         try:
-            await self._call(handler, (events, batch) if handler.takes_context else (events,))
+            await self._call(first, (events, batch) if handler.takes_context else (events,))
         except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
-            seconds = time.perf_counter() - started
-            if len(works) == 1 or handler.rerun == "never" or self._outcomes.is_ours(works[0], error):
+            if len(works) == 1 or handler.rerun == "never" or self._outcomes.is_ours(first, error):
                 for work in works:
-                    on_end(work, self._outcomes.of_error(work, error, seconds))
+                    on_end(work, self._outcomes.of_error(work, error, first.seconds))
             else:
                 await self._split(works, error, on_end)
             return
-        seconds = (time.perf_counter() - started) / len(works)
+        seconds = first.seconds / len(works)
         for work, (_, context) in zip(works, contexts, strict=True):
             on_end(work, await self._end_one(work, context, batch, seconds))
 
@@ -105,38 +101,36 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - what was emitted is user code's too; the batch has other events
             return self._outcomes.of_error(work, error, seconds)
 
-    async def _call(self, handler: HandlerSpec, arguments: tuple[Any, ...]) -> None:
-        if handler.is_async:
-            result = await self._call_async(handler, arguments)
-        else:
-            result = await self._call_in_thread(handler, arguments)
+    async def _call(self, work: Work, arguments: tuple[Any, ...]) -> None:
+        """Returns when the handler has really ended. Its lane cancels a coroutine at its timeout, and it may swallow that;
+        a thread cannot be stopped, and its claim is kept until it ends by itself."""
+        handler = work.handler
+        work.started = time.perf_counter()
+        try:
+            if handler.is_async:
+                result = await handler.function(*arguments)
+            else:
+                result = await self._call_in_thread(handler.function, arguments)
+        except asyncio.CancelledError as error:
+            if work.timed_out and not (work.lost or work.cancelled):
+                raise HandlerTimeout(
+                    f"{handler.name} ran for more than its timeout of {handler.timeout_s:g} s"
+                ) from error
+            raise
+        finally:
+            work.seconds, work.started = time.perf_counter() - work.started, 0.0
+            if work.timed_out:
+                _uncancel()
         if result is not None:
             raise HandlerReturned(
                 f"{handler.name} returned {type(result).__name__}; handlers return None: raise Reject to dead-letter "
                 "an event, RetryLater or any other error to run it again"
             )
 
-    async def _call_async(self, handler: HandlerSpec, arguments: tuple[Any, ...]) -> Any:
-        """Cancelled at the timeout; this returns when the coroutine has really ended, whatever it swallows."""
-        timeout = asyncio.timeout(handler.timeout_s)
-        try:
-            async with timeout:
-                return await handler.function(*arguments)
-        except TimeoutError as error:
-            if timeout.expired():
-                raise _timed_out(handler) from error
-            raise
-
-    async def _call_in_thread(self, handler: HandlerSpec, arguments: tuple[Any, ...]) -> Any:
-        """A thread cannot be stopped: past the timeout its claim is kept until it ends by itself."""
+    async def _call_in_thread(self, function: Function, arguments: tuple[Any, ...]) -> Any:
         loop = asyncio.get_running_loop()
         context = contextvars.copy_context()  # threads are used again: the next event must not see this one's variables
-        future = loop.run_in_executor(self._threads, context.run, _guarded, handler.function, arguments)
-        _, running = await asyncio.wait({future}, timeout=handler.timeout_s)
-        if running:
-            logger.error("handler_overran", extra={"handler": handler.name, "timeout_s": handler.timeout_s})
-            await asyncio.wait({future})
-        result, error = future.result()
+        result, error = await loop.run_in_executor(self._threads, context.run, _guarded, function, arguments)
         if error is not None:
             raise error
         return result
@@ -174,8 +168,11 @@ class Executor:
         return Context(self._topic, self._group.group, work.delivery, work.message, self._state)
 
 
-def _timed_out(handler: HandlerSpec) -> HandlerTimeout:
-    return HandlerTimeout(f"{handler.name} ran for more than its timeout of {handler.timeout_s:g} s")
+def _uncancel() -> None:
+    """The cancellation of a run that took too long ends with it: what its lane runs next knows nothing of it."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        task.uncancel()
 
 
 def _guarded(function: Function, arguments: tuple[Any, ...]) -> tuple[Any, BaseException | None]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
 
+from streamlib.redisio.delivery import Delivery
 from streamlib.worker.executor import Executor
 from streamlib.worker.handlers import HandlerSpec
 from streamlib.worker.work import OnEnd, Work
 
+logger = logging.getLogger(__name__)
 _SMOOTHING = 0.2
 _MOST = 500
 _CLAIM_AHEAD_S = 0.05
+_IN_A_ROW = 128
+"""Events that a lane runs before the event loop has a turn: settling and claiming go on meanwhile."""
 
 
 class Lanes:
@@ -43,7 +48,8 @@ class Lanes:
         self._bug: BaseException | None = None
         self.waiting_bytes = 0
         self._running: dict[asyncio.Task[None], list[Work]] = {}
-        self._idle: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.TimerHandle | None = None
         self._seconds_per_event: float | None = None
         self._context = contextvars.copy_context()
         self._stopping = False
@@ -92,6 +98,12 @@ class Lanes:
         self.waiting_bytes += work.delivery.size
         self._wake_one()
 
+    def lost(self, delivery: Delivery) -> None:
+        """The claim of a delivery that is here was lost."""
+        for work in self.works():
+            if work.delivery is delivery:
+                self.discard(work)
+
     def discard(self, work: Work) -> None:
         """The claim was lost: drop the work if it waits, cancel it if it runs alone in a lane. A thread cannot be
         cancelled and keeps its lane until it ends; its outcome is fenced."""
@@ -138,20 +150,21 @@ class Lanes:
 
     async def wait(self, timeout_s: float) -> bool:
         """After `stop`: wait for the lanes to end; False when some still run."""
-        tasks = set(self._running) | self._idle
-        if not tasks:
+        if not self._tasks:
             return True
-        _, pending = await asyncio.wait(tasks, timeout=timeout_s)
+        _, pending = await asyncio.wait(set(self._tasks), timeout=timeout_s)
         return not pending
 
     def _start_lane(self) -> None:
         task = asyncio.get_running_loop().create_task(self._lane(), context=self._context.copy())
-        self._idle.add(task)
+        self._tasks.add(task)
         task.add_done_callback(self._lane_ended)
 
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
-        self._idle.discard(task)
+        self._tasks.discard(task)
         self._running.pop(task, None)
+        if not self._tasks and self._watch is not None:
+            self._watch.cancel()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._bug = error
             self._on_room()
@@ -160,6 +173,7 @@ class Lanes:
         task = asyncio.current_task()
         if task is None:  # cannot be: this coroutine runs in a task
             return
+        loop, in_a_row = asyncio.get_running_loop(), 0
         while True:
             works = self._take()
             if not works:
@@ -167,11 +181,12 @@ class Lanes:
                     return
                 await self._sleep()
                 continue
-            self._idle.discard(task)
             self._running[task] = works
-            await self._run(works)
+            if self._watch is None:
+                self._watch = loop.call_later(self.handler.timeout_s, self._look)
+            await self._executor.run(works, self._on_end)
+            self._took(works[0].seconds / len(works))
             del self._running[task]
-            self._idle.add(task)
             self._on_room()
             if task.cancelling() or contextvars.copy_context() != self._context:
                 # Cancelled with its handler, or by it; or the handler set context variables, which the next event
@@ -179,6 +194,30 @@ class Lanes:
                 if not self._stopping:
                     self._start_lane()
                 return
+            in_a_row += 1
+            if in_a_row % _IN_A_ROW == 0:
+                await asyncio.sleep(0)
+
+    def _look(self) -> None:
+        """Cancel what has run for too long; look again when the next one may have."""
+        now, next_s = time.perf_counter(), self.handler.timeout_s
+        for task, works in list(self._running.items()):
+            for work in works:
+                if not work.started or work.timed_out:
+                    continue
+                left_s = work.started + self.handler.timeout_s - now
+                next_s = min(next_s, max(left_s, 0.001))
+                if left_s <= 0:
+                    work.timed_out = True
+                    self._overran(task)
+        self._watch = asyncio.get_running_loop().call_later(next_s, self._look) if self._running else None
+
+    def _overran(self, task: asyncio.Task[None]) -> None:
+        if self.handler.is_async:
+            task.cancel()
+        else:
+            extra = {"handler": self.handler.name, "timeout_s": self.handler.timeout_s}
+            logger.error("handler_overran", extra=extra)
 
     async def _sleep(self) -> None:
         """Until there is work, or the end."""
@@ -211,9 +250,7 @@ class Lanes:
                 self._on_end(work, None)
         return works
 
-    async def _run(self, works: list[Work]) -> None:
-        started = time.monotonic()
-        await self._executor.run(works, self._on_end)
-        took = (time.monotonic() - started) / len(works)
+    def _took(self, seconds: float) -> None:
+        """So long an event took lately."""
         known = self._seconds_per_event
-        self._seconds_per_event = took if known is None else known + _SMOOTHING * (took - known)
+        self._seconds_per_event = seconds if known is None else known + _SMOOTHING * (seconds - known)

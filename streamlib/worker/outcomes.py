@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Sequence
 
 from streamlib.codec import Fields
 from streamlib.errors import PublishError, RedisUnavailable, Reject, RetryLater, StreamlibError
@@ -33,9 +34,9 @@ class Outcomes:
         self._group = group
         self._rng = rng
 
-    def done(self, work: Work, emitted: list[Fields], seconds: float) -> Ended:
+    def done(self, work: Work, emitted: Sequence[Fields], seconds: float) -> Ended:
         attempts = work.delivery.attempts + 1
-        return Ended(done(work.delivery, emitted), "ok", work.handler.name, seconds, attempts=attempts)
+        return Ended(done(work.delivery, emitted), "ok", work.handler.name, seconds, None, attempts)
 
     def of_error(self, work: Work, error: BaseException, seconds: float) -> Ended | None:
         """The outcome of a run that raised; None where nothing may be recorded."""

@@ -165,13 +165,11 @@ class Settling:
                 return
             self._refused(chunk[0], error)
             return
-        now_s = time.time()
+        self._inflight.remove((ended.settlement.delivery for ended in chunk), self._group.group)
+        self._record_all(chunk, answers)
         for ended, answer, successor in zip(chunk, answers, along, strict=True):
-            counts = answer is not Settled.LOST
-            self._inflight.remove(ended.settlement.delivery, self._group.group)
-            self._record(ended, counts, now_s)
             if self._on_settled is not None:
-                self._on_settled(ended, counts)
+                self._on_settled(ended, answer is not Settled.LOST)
             if answer is Settled.LEADS_ON and successor is not None and self.successors is not None:
                 self.successors.claimed(successor)
 
@@ -216,7 +214,21 @@ class Settling:
             },
         )  # fmt: skip
 
-    def _record(self, ended: Ended, counts: bool, now_s: float) -> None:
+    def _record_all(self, chunk: Sequence[Ended], answers: Sequence[Settled]) -> None:
+        handled: dict[str, list[Ended]] = {}
+        for ended, answer in zip(chunk, answers, strict=True):
+            if ended.outcome == "ok" and answer is not Settled.LOST:
+                handled.setdefault(ended.handler, []).append(ended)
+            else:
+                self._record(ended, answer is not Settled.LOST)
+        now_s = time.time()
+        for handler, endings in handled.items():
+            self._metrics.processed(handler, "ok", *(ended.seconds or 0.0 for ended in endings))
+            self._metrics.end_to_end(*(now_s - ended.stored_ms / 1000 for ended in endings))
+            self._metrics.attempts(*(ended.attempts for ended in endings))
+
+    def _record(self, ended: Ended, counts: bool) -> None:
+        """What became of a delivery that did not end well, or not here."""
         metrics = self._metrics
         if not counts:
             metrics.lease_lost(1)
@@ -228,11 +240,11 @@ class Settling:
                 },
             )  # fmt: skip
             return
-        metrics.processed(ended.handler, ended.outcome, ended.seconds)
-        if ended.outcome == "ok":
-            metrics.end_to_end(max(now_s - ended.stored_ms / 1000, 0.0))
-            metrics.attempts(ended.attempts)
-        elif ended.outcome == "duplicate":
+        if ended.seconds is None:
+            metrics.processed(ended.handler, ended.outcome, n=1)
+        else:
+            metrics.processed(ended.handler, ended.outcome, ended.seconds)
+        if ended.outcome == "duplicate":
             metrics.duplicate(1)
         elif ended.outcome == "retry":
             metrics.retry_scheduled()
@@ -261,5 +273,5 @@ def _chunks(items: Sequence[Ended]) -> list[list[Ended]]:
 
 
 def _size(ended: Ended) -> int:
-    parts = ended.settlement.parts
-    return ended.settlement.delivery.size + sum(len(part) for part in parts if isinstance(part, bytes | str))
+    parts, size = ended.settlement.parts, ended.settlement.delivery.size
+    return size + sum(len(part) for part in parts if isinstance(part, bytes | str)) if parts else size

@@ -17,9 +17,10 @@ NO_HANDLER = "-"
 """The handler label of an event that reached none."""
 
 
-class Work(Struct, eq=False):
-    """A claimed, decoded event on its way to its handler. `lost` is set when another worker took the
-    claim, `cancelled` when this one stops waiting for the handler."""
+class Work(Struct, eq=False, gc=False):
+    """A claimed, decoded event on its way to its handler. `lost` is set when another worker took the claim,
+    `cancelled` when this one stops waiting for the handler, `timed_out` when that has run for too long. `started` is
+    the clock (perf_counter) when its handler was called, 0 while none runs; `seconds` is how long it ran."""
 
     delivery: Delivery
     message: Message
@@ -27,9 +28,12 @@ class Work(Struct, eq=False):
     handler: HandlerSpec
     lost: bool = False
     cancelled: bool = False
+    timed_out: bool = False
+    started: float = 0.0
+    seconds: float = 0.0
 
 
-class Ended(Struct, frozen=True, eq=False):
+class Ended(Struct, frozen=True, eq=False, gc=False):
     """The one outcome of a delivery: what is settled, and what the metrics hear when it is.
 
     `outcome` is one of ok, retry, dead, halted, skipped, duplicate, released; `seconds` is the handler's time, None if

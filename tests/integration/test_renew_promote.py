@@ -145,8 +145,8 @@ async def test_one_stream_that_cannot_be_renewed_keeps_no_other_from_it(redis_ur
         p.client.set("broken", "no stream", px=60_000)
         p.client.set(broken.keys.idem(GROUP, "e-1"), f"c1:w1:{held.ref}", px=60_000)
         inflight, errors = InFlight(), list[str]()
-        inflight.add(_like(held, broken), GROUP, lambda: None)
-        inflight.add(held, GROUP, lambda: None)
+        inflight.add(_like(held, broken), GROUP, lambda delivery: None)
+        inflight.add(held, GROUP, lambda delivery: None)
         p.expire("e-1")
         renewer = Renewer(
             p.door, inflight, WorkerSettings(lease_ms=LEASE_MS), consumer="w1", worker_id="w1", window_ms=WINDOW_MS,

@@ -92,7 +92,7 @@ def test_counts_arrive_where_they_belong() -> None:
     counts = metrics.group("orders", "email")
     counts.received("new", 5)
     counts.processed("send", "ok", 0.2)
-    counts.processed("send", "skipped", None)
+    counts.processed("send", "skipped", n=1)
     counts.duplicate(2)
     counts.queue_wait(-3)
     metrics.topic("orders").published("ok", 7, 0.01)
