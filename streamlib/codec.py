@@ -71,8 +71,9 @@ class _Data:
 
     def encode(self, event: Event) -> bytes:
         cls = type(event)
-        if self._is_risky(cls) and holds_nan(event):
-            refuse_nan(event, event_type(cls))
+        for name in _risky_fields(cls):
+            if holds_nan(getattr(event, name)):
+                refuse_nan(event, event_type(cls))
         try:
             data: bytes = self._encode(event)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -176,25 +177,22 @@ class NativeCodec:
 
     def write(self, message: Message) -> Fields:
         try:
-            return self._fields(message)
+            fields = [
+                b"id", message.id.encode(), b"type", message.type.encode(), b"v", b"%d" % message.version,
+                b"key", message.key.encode(), b"data", message.data,
+            ]  # fmt: skip
+            if message.time_ms is not None:
+                fields += (b"ts", b"%d" % message.time_ms)
+            if message.correlation_id is not None:
+                fields += (b"corr", message.correlation_id.encode())
+            if message.causation_id is not None:
+                fields += (b"cause", message.causation_id.encode())
+            if message.traceparent is not None:
+                fields += (b"traceparent", message.traceparent.encode())
+            if message.headers:
+                fields += (b"h", msgspec.json.encode(message.headers))
         except UnicodeEncodeError as error:
             raise PublishError(f"{message.type} {message.id!r}: {error.object!r} is not valid Unicode") from error
-
-    def _fields(self, message: Message) -> Fields:
-        fields = [
-            b"id", message.id.encode(), b"type", message.type.encode(), b"v", b"%d" % message.version,
-            b"key", message.key.encode(), b"data", message.data,
-        ]  # fmt: skip
-        if message.time_ms is not None:
-            fields += (b"ts", b"%d" % message.time_ms)
-        if message.correlation_id is not None:
-            fields += (b"corr", message.correlation_id.encode())
-        if message.causation_id is not None:
-            fields += (b"cause", message.causation_id.encode())
-        if message.traceparent is not None:
-            fields += (b"traceparent", message.traceparent.encode())
-        if message.headers:
-            fields += (b"h", msgspec.json.encode(message.headers))
         return fields
 
     def decode(self, message: Message, cls: type[Event]) -> Event:

@@ -63,10 +63,6 @@ class Waiting(Struct, frozen=True, eq=False):
     digest: bytes
     delay_ms: int
 
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.fields))
-
     def __str__(self) -> str:
         return f"{self.message.type} {self.message.id}"
 

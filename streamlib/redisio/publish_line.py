@@ -98,7 +98,7 @@ class Line:
         while self._queue and len(batch) < BATCH_EVENTS:
             waiting = self._queue[0]
             if not waiting.order.done.cancelled():
-                size += waiting.size
+                size += sum(map(len, waiting.fields))
                 if batch and size > BATCH_BYTES:
                     break
                 batch.append(waiting)

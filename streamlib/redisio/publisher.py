@@ -70,7 +70,11 @@ class Publisher:
         when Redis refused it or did not answer for `redis.retry_s` (then the outcome is unknown). Cancelled
         before its batch left, the message is not stored; after that the outcome is unknown.
         """
-        (outcome,) = await self._store(topic, (message,), 1, (delay_ms,))
+        self._check_open(topic)
+        order = Order(1)
+        self._accept(topic, message, order, 0, delay_ms)
+        await order.done
+        (outcome,) = order.outcomes()
         if isinstance(outcome, Sent):
             return outcome.position
         raise outcome
@@ -94,8 +98,7 @@ class Publisher:
         count: int,
         delays_ms: Sequence[int] = (),
     ) -> list[Outcome]:
-        if self._closed:
-            raise StreamlibError(f"topic {topic.name!r}: the publisher is closed; publish while the app is open")
+        self._check_open(topic)
         if not count:
             return []
         order = Order(count)
@@ -112,6 +115,10 @@ class Publisher:
         finally:
             self._orders.discard(order.done)
         return order.outcomes()
+
+    def _check_open(self, topic: TopicSpec) -> None:
+        if self._closed:
+            raise StreamlibError(f"topic {topic.name!r}: the publisher is closed; publish while the app is open")
 
     def _accept(
         self, topic: TopicSpec, message: Message | PublishError, order: Order, index: int, delay_ms: int
