@@ -13,6 +13,7 @@ import redis.retry
 
 from streamlib.redisio.address import Address, Host
 from streamlib.redisio.packing import TcpConnection, TlsConnection, packed_by_hiredis
+from streamlib.redisio.plain_client import PlainClient, PlainPool
 from streamlib.settings import RedisSettings
 
 MAX_CONNECTIONS = 256
@@ -42,8 +43,8 @@ class ClientMaker:
 
     def from_url(self, timeout_s: float) -> redis.asyncio.Redis:
         options = self._options({}, timeout_s, redis.asyncio.retry.Retry)
-        client = redis.asyncio.Redis.from_url(self._url, max_connections=MAX_CONNECTIONS, **options)
-        return _raw(packed_by_hiredis(client))
+        pool = PlainPool.from_url(self._url, max_connections=MAX_CONNECTIONS, **options)
+        return _raw(packed_by_hiredis(PlainClient.from_pool(pool)))
 
     def from_url_sync(self, timeout_s: float) -> redis.Redis:
         return _raw(redis.Redis.from_url(self._url, **self._options({}, timeout_s, redis.retry.Retry)))
@@ -63,8 +64,8 @@ class ClientMaker:
         options = self._options(self._sentinel, timeout_s, redis.asyncio.retry.Retry)
         kind = TlsConnection if self._tls else TcpConnection
         options["socket_connect_timeout"] = timeout_s
-        pool = redis.asyncio.ConnectionPool(connection_class=kind, host=host[0], port=host[1], **options)
-        return _raw(redis.asyncio.Redis.from_pool(pool))
+        pool = PlainPool(connection_class=kind, host=host[0], port=host[1], **options)
+        return _raw(PlainClient.from_pool(pool))
 
     def sentinel_sync(self, host: Host, timeout_s: float) -> redis.Redis:
         options = self._options(self._sentinel, timeout_s, redis.retry.Retry)
@@ -77,10 +78,8 @@ class ClientMaker:
     def managed(self, kind: type[redis.asyncio.Connection], timeout_s: float, **more: Any) -> redis.asyncio.Redis:
         """A client whose connections are of `kind`, which is given `more`."""
         options = self._options(self._data, timeout_s, redis.asyncio.retry.Retry)
-        pool = redis.asyncio.ConnectionPool(
-            connection_class=kind, max_connections=MAX_CONNECTIONS, **{**options, **more}
-        )
-        return _raw(redis.asyncio.Redis.from_pool(pool))
+        pool = PlainPool(connection_class=kind, max_connections=MAX_CONNECTIONS, **{**options, **more})
+        return _raw(PlainClient.from_pool(pool))
 
     def managed_sync(self, kind: type[redis.Connection], timeout_s: float, **more: Any) -> redis.Redis:
         options = self._options(self._data, timeout_s, redis.retry.Retry)

@@ -22,6 +22,7 @@ class Packed:
     """Goes before a connection class of redis-py."""
 
     _writer: asyncio.StreamWriter | None
+    health_check_interval: float
 
     async def _send_packed_command(self, command: Iterable[bytes]) -> None:
         """A connection that was cut in the moment before is a lost connection, and the command was not sent. uvloop
@@ -31,6 +32,15 @@ class Packed:
             raise ConnectionResetError("the connection was closed before the command was sent")
         writer.writelines(command)
         await writer.drain()
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """redis-py starts a task with a timeout for each, to wait until the kernel has it. Who sends a command waits
+        for its reply, with the same timeout, so there is nothing to wait for here."""
+        writer = self._writer
+        if writer is None or writer.transport.is_closing() or self.health_check_interval:
+            await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        else:
+            writer.writelines(command)
 
     if HIREDIS_AVAILABLE:
 

@@ -234,11 +234,10 @@ def test_a_connection_that_is_cut_before_the_command_is_sent_is_a_lost_one(
         writer = connection._writer
         assert writer is not None
 
+        writer.transport.abort()
         sending = asyncio.create_task(connection.send_command("PING"))
-        await asyncio.sleep(0)  # it has found itself connected, and sends in a task that starts next
-        if cut == "aborted":
-            writer.transport.abort()
-        else:
+        if cut == "disconnected":
+            await asyncio.sleep(0)  # it has found itself connected, and waits for its turn
             connection._writer = None
         with pytest.raises(redis.exceptions.ConnectionError, match="closed before the command was sent"):
             await sending
@@ -246,6 +245,25 @@ def test_a_connection_that_is_cut_before_the_command_is_sent_is_a_lost_one(
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(send())
+
+
+async def test_a_command_takes_no_task_and_no_second_turn_to_be_sent(redis_url: str) -> None:
+    """They would cost as much as the command."""
+    loop, tasks = asyncio.get_running_loop(), 0
+
+    def count(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        nonlocal tasks
+        tasks += 1
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async with open_door(redis_url) as door:
+        await door.execute("PING")
+        loop.set_task_factory(count)
+        try:
+            assert await door.execute("PING") == b"PONG"
+        finally:
+            loop.set_task_factory(None)
+    assert tasks == 0
 
 
 async def test_a_connection_that_the_server_closed_is_replaced(own_server: Servers) -> None:
