@@ -21,6 +21,7 @@
 -- the stream ends before the new checkpoint or is gone. Everything but OK wrote nothing.
 -- Sent twice, the second finds the new checkpoint and answers OK. The first write denies OOM.
 
+local KEYS, ARGV, call = KEYS, ARGV, redis.call -- local: they are looked up for every value
 local S, OWNER, VIEW, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local old, new, group, window_ms = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local marks, rows, indexes, letters = #ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
@@ -28,7 +29,7 @@ local CHUNK = 800
 local has_msetex = (redis.VALKEY_VERSION_NUM or 0) >= 0x090100 or (redis.REDIS_VERSION_NUM or 0) >= 0x080400
 
 local function kind_of(key)
-    return redis.call("TYPE", key).ok
+    return call("TYPE", key).ok
 end
 
 local function wrong(first, last, wanted)
@@ -57,8 +58,8 @@ local bad = wrong(1, 1, "stream") or wrong(2, 3, "hash") or wrong(4, 4, "stream"
 if bad then
     return bad
 end
-local held = redis.call("HMGET", OWNER, "owner", "epoch")
-local head = redis.call("HMGET", VIEW, "checkpoint", "read", "rows")
+local held = call("HMGET", OWNER, "owner", "epoch")
+local head = call("HMGET", VIEW, "checkpoint", "read", "rows")
 local checkpoint = head[1] or "0-0"
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
     return { "FENCED", "" }
@@ -69,7 +70,7 @@ elseif checkpoint ~= old then
 elseif kind_of(S) == "none" then
     return { "BEHIND", "0-0" }
 end
-local stream, info = redis.call("XINFO", "STREAM", S), {}
+local stream, info = call("XINFO", "STREAM", S), {}
 for i = 1, #stream, 2 do
     info[stream[i]] = stream[i + 1]
 end
@@ -85,70 +86,70 @@ end
 read = string.format("%.0f", read)
 local count = string.format("%.0f", (tonumber(head[3]) or 0) + tonumber(ARGV[8]))
 
-redis.call("HSET", VIEW, "checkpoint", new, "read", read, "rows", count)
+call("HSET", VIEW, "checkpoint", new, "read", read, "rows", count)
 
 local at = 13
 -- The command with the next `count` values of ARGV.
 local function apply(command, key, count)
     for first = at, at + count - 1, CHUNK do
-        redis.call(command, key, unpack(ARGV, first, math.min(first + CHUNK, at + count) - 1))
+        call(command, key, unpack(ARGV, first, math.min(first + CHUNK, at + count) - 1))
     end
     at = at + count
 end
 
--- The command with the next `count` values of ARGV, each behind what `before` gives for its number.
-local function apply_pairs(command, key, count, before)
-    for first = 0, count - 1, CHUNK do
-        local pairs, size = {}, 0
-        for n = first + 1, math.min(first + CHUNK, count) do
-            pairs[size + 1], pairs[size + 2] = before(n), ARGV[at + n - 1]
-            size = size + 2
-        end
-        redis.call(command, key, unpack(pairs))
+-- The command with as many names (or scores) and values, in turn, as fit into one call.
+local function apply_pairs(command, key, pairs, size)
+    for first = 1, size, CHUNK do
+        call(command, key, unpack(pairs, first, math.min(first + CHUNK - 1, size)))
     end
-    at = at + count
 end
 
-local row = first_row
-while row < first_index do
-    local count, width, names = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), at + 1
-    local function name(n)
-        return ARGV[names + n]
+local i = first_row
+while i < first_index do
+    local count, width, pairs = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), {}
+    for n = 1, width do
+        pairs[2 * n - 1] = ARGV[at + 1 + n]
     end
     at = at + 2 + width
-    for i = row, row + count - 1 do
+    for row = i, i + count - 1 do
+        for n = 1, width do
+            pairs[2 * n] = ARGV[at + n - 1]
+        end
+        at = at + width
         if width == 0 then
-            redis.call("DEL", KEYS[i])
+            call("DEL", KEYS[row])
         else
-            apply_pairs("HSET", KEYS[i], width, name)
+            apply_pairs("HSET", KEYS[row], pairs, 2 * width)
         end
     end
-    row = row + count
+    i = i + count
 end
-for i = first_index, first_index + indexes - 1 do
+for index = first_index, first_index + indexes - 1 do
     local removed = tonumber(ARGV[at])
     at = at + 1
-    apply("ZREM", KEYS[i], removed)
-    local count, score = tonumber(ARGV[at]), ARGV[at + 1]
+    apply("ZREM", KEYS[index], removed)
+    local count, score, pairs = tonumber(ARGV[at]), ARGV[at + 1], {}
     at = at + 2
     if score == "" then
-        apply("ZADD", KEYS[i], count * 2)
+        apply("ZADD", KEYS[index], count * 2)
     else
-        apply_pairs("ZADD", KEYS[i], count, function()
-            return score
-        end)
+        for n = 1, count do
+            pairs[2 * n - 1], pairs[2 * n] = score, ARGV[at + n - 1]
+        end
+        at = at + count
+        apply_pairs("ZADD", KEYS[index], pairs, 2 * count)
     end
 end
 local flags = tonumber(ARGV[at])
 at = at + 1
 apply("HSET", VIEW, flags)
-local time = redis.call("TIME")
+local time = call("TIME")
 local now = string.format("%.0f", time[1] * 1000 + math.floor(time[2] / 1000))
 for _ = 1, letters do
     local values = tonumber(ARGV[at])
     local letter = { unpack(ARGV, at + 1, at + values) }
     letter[values] = now
-    redis.call("XADD", DEAD, "*", unpack(letter))
+    call("XADD", DEAD, "*", unpack(letter))
     at = at + values + 1
 end
 if has_msetex then
@@ -159,11 +160,11 @@ if has_msetex then
             size = size + 2
         end
         pairs[size + 1], pairs[size + 2] = "PX", window_ms
-        redis.call("MSETEX", size / 2, unpack(pairs))
+        call("MSETEX", size / 2, unpack(pairs))
     end
 else
     for i = 1, marks do
-        redis.call("SET", KEYS[4 + i], string.sub(ARGV[9], i, i), "PX", window_ms)
+        call("SET", KEYS[4 + i], string.sub(ARGV[9], i, i), "PX", window_ms)
     end
 end
 -- The position is there for lag alone: a group that was removed is made again, and no error here may stop the view.

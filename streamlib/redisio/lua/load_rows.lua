@@ -6,6 +6,7 @@
 -- Returns {states, rows}: a state is the key's value or nil; a row is a flat list of fields (empty: no such row), or
 -- the type of a key that is no hash. Writes nothing.
 
+local KEYS, pcall = KEYS, redis.pcall -- local: they are looked up for every row
 local marks = tonumber(ARGV[1])
 local states, rows = {}, {}
 for first = 1, marks, 500 do
@@ -16,7 +17,7 @@ for first = 1, marks, 500 do
     end
 end
 for i = marks + 1, #KEYS do
-    local row = redis.pcall("HGETALL", KEYS[i])
+    local row = pcall("HGETALL", KEYS[i])
     rows[i - marks] = row.err and redis.call("TYPE", KEYS[i]).ok or row
 end
 return { states, rows }
