@@ -6,13 +6,13 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from itertools import islice
 
 from msgspec import Struct, field
 
 _MAX_SEQ = (1 << 64) - 1
 _DERIVED = uuid.UUID("5b0a3c52-3d5e-5d0c-9f0e-6f0f5f2a9d11")
 _ID_BYTES = 10
-_IDS_AT_ONCE = 500
 _VARIANT = {f"{digit:x}": f"{0b1000 | digit & 0b11:x}" for digit in range(16)}
 
 
@@ -42,29 +42,32 @@ class Message(Struct, frozen=True, kw_only=True, gc=False):
     headers: dict[str, str] = field(default_factory=dict)
 
 
+def event_ids(at_once: int = 500) -> Iterator[str]:
+    """UUIDv7s (RFC 9562) without end: sortable by creation time, so index pages stay warm.
+
+    For one thread of one process, as a forked child would go on with the same ones: their random bytes come from the
+    system for `at_once` ids together.
+    """
+    last_ms, head = -1, ""
+    while True:
+        digits = os.urandom(_ID_BYTES * at_once).hex()
+        for at in range(0, len(digits), 2 * _ID_BYTES):
+            ms = time.time_ns() // 1_000_000
+            if ms != last_ms:
+                text = f"{ms & (1 << 48) - 1:012x}"
+                last_ms, head = ms, f"{text[:8]}-{text[8:]}-7"
+            variant = _VARIANT[digits[at]]
+            yield f"{head}{digits[at + 1 : at + 4]}-{variant}{digits[at + 4 : at + 7]}-{digits[at + 7 : at + 19]}"
+
+
 def new_event_id() -> str:
-    """A UUIDv7 (RFC 9562): sortable by creation time, so index pages stay warm."""
-    return _uuid7(_now(), os.urandom(_ID_BYTES).hex())
+    """One of `event_ids`, in any thread or process."""
+    return next(event_ids(at_once=1))
 
 
 def new_event_ids(count: int) -> Iterator[str]:
-    """So many of them, for less: their random bytes come from one system call for hundreds of ids."""
-    for start in range(0, count, _IDS_AT_ONCE):
-        now = _now()
-        digits = os.urandom(_ID_BYTES * min(count - start, _IDS_AT_ONCE)).hex()
-        for at in range(0, len(digits), 2 * _ID_BYTES):
-            yield _uuid7(now, digits[at : at + 2 * _ID_BYTES])
-
-
-def _now() -> str:
-    """Ms since 1970, as a UUIDv7 begins."""
-    ms = f"{time.time_ns() // 1_000_000 & (1 << 48) - 1:012x}"
-    return f"{ms[:8]}-{ms[8:]}"
-
-
-def _uuid7(now: str, random: str) -> str:
-    """Of 20 random hex digits 18 and a half are used."""
-    return f"{now}-7{random[:3]}-{_VARIANT[random[3]]}{random[4:7]}-{random[7:19]}"
+    """So many of them."""
+    return islice(event_ids(at_once=min(count, 500)), count)
 
 
 def derived_id(event_id: str, group: str, n: int = 0) -> str:

@@ -50,9 +50,10 @@ class Topic:
         RedisUnavailable.
         """
         wait_ms = delay_ms(delay)
+        publisher = self._publisher()
         message = self.spec.message(
             event,
-            event_id=id,
+            event_id=publisher.new_event_id() if id is None else id,
             key=key,
             correlation_id=correlation_id,
             causation_id=causation_id,
@@ -60,7 +61,7 @@ class Topic:
             headers=headers,
             time_ms=time_ms,
         )
-        return await self._publisher().publish(self.spec, message, delay_ms=wait_ms)
+        return await publisher.publish(self.spec, message, delay_ms=wait_ms)
 
     async def publish_many(self, events: Sequence[Event]) -> list[Position | PublishError]:
         """Store events in batches of one round trip each: for each, in order, its position or its error.

@@ -14,7 +14,7 @@ from streamlib.codec import Codec, NativeCodec, PlainCodec
 from streamlib.errors import DeclarationError, PublishError, SchemaError
 from streamlib.event import Event, Registry, event_type, event_version
 from streamlib.keys import MAX_ID_BYTES, check_name
-from streamlib.message import Message, new_event_id, new_event_ids
+from streamlib.message import Message, new_event_id
 from streamlib.versions import Upcasters
 
 Unknown = Literal["park", "dead-letter", "skip"]
@@ -98,14 +98,14 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
             headers=dict(headers) if headers else {},
         )
 
-    def messages(self, events: Sequence[Event]) -> Iterator[Message | PublishError]:
-        """For each event, when its turn comes, what `message` makes of it, or its error.
+    def messages(self, events: Sequence[Event], ids: Iterator[str]) -> Iterator[Message | PublishError]:
+        """For each event, when its turn comes, what `message` makes of it, or its error; it gets the next of the ids.
 
         Raises DeclarationError, of whichever event, before the first.
         """
         for cls in set(map(type, events)):
             self.check_declared(cls)
-        return map(self._message, events, new_event_ids(len(events)))
+        return map(self._message, events, ids)
 
     def _message(self, event: Event, event_id: str) -> Message | PublishError:
         cls = type(event)

@@ -30,6 +30,8 @@ Outcome = Sent | StreamlibError
 class Order:
     """What one caller waits for: an outcome for each of its messages. `since` is when he began (monotonic seconds)."""
 
+    __slots__ = ("_missing", "_outcomes", "done", "since")
+
     def __init__(self, size: int) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.since = time.monotonic()

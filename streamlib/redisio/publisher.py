@@ -10,7 +10,7 @@ from streamlib.codec import Fields
 from streamlib.errors import PayloadTooLarge, PublishError, StreamlibError
 from streamlib.event import Event
 from streamlib.keys import Keys
-from streamlib.message import Message, Position
+from streamlib.message import Message, Position, event_ids
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.publish_batch import Order, Outcome, Sent, Waiting
 from streamlib.redisio.publish_line import BATCH_EVENTS, Line
@@ -43,6 +43,7 @@ class Publisher:
         self._observe = observe or _nobody
         self._lines: dict[tuple[TopicSpec, int], Line] = {}
         self._orders: set[asyncio.Future[None]] = set()
+        self._ids = event_ids()
         self._closed = False
 
     async def send(
@@ -61,7 +62,7 @@ class Publisher:
 
         Raises DeclarationError for a class that the topic does not declare; nothing is stored then.
         """
-        return _listed(await self._store(topic, topic.messages(events), len(events)))
+        return _listed(await self._store(topic, topic.messages(events, self._ids), len(events)))
 
     async def publish(self, topic: TopicSpec, message: Message, *, delay_ms: int = 0) -> Position:
         """Store one message and return where it lies (for a copy: where the first one lies).
@@ -78,6 +79,10 @@ class Publisher:
         if isinstance(outcome, Sent):
             return outcome.position
         raise outcome
+
+    def new_event_id(self) -> str:
+        """An id for an event whose producer brings none."""
+        return next(self._ids)
 
     def encode(self, topic: TopicSpec, message: Message) -> Fields:
         """The entry's fields, for whoever stores them in a script of its own. Raises PublishError."""
