@@ -130,9 +130,9 @@ class Aggregate:
         self._recorded.append(event)
 
     def _check_key(self, event: Event) -> None:
-        keys = {field: getattr(event, field, None) for field in self._key_fields}
-        if keys and not any(str(key) == self.id for key in keys.values()):
-            told = ", ".join(f"{field} {key!r}" for field, key in sorted(keys.items()))
+        fields = self._key_fields
+        if fields and not any(str(getattr(event, field, None)) == self.id for field in fields):
+            told = ", ".join(f"{field} {getattr(event, field, None)!r}" for field in sorted(fields))
             raise PublishError(
                 f"{label_of(self)} records {event_type(type(event))} with {told}: an aggregate records only events "
                 "about itself"

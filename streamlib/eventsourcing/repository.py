@@ -28,11 +28,11 @@ from streamlib.eventsourcing.aggregate import Aggregate, Commit, apply_stored, l
 from streamlib.eventsourcing.scope import Answered, current_scope
 from streamlib.eventsourcing.snapshots import Snapshots
 from streamlib.eventsourcing.turns import Turns
-from streamlib.message import Position, entry_time_ms
+from streamlib.message import Position, entry_time_ms, new_event_ids
 from streamlib.redisio.aggregate_reader import AnsweredBefore, Page
 from streamlib.redisio.answers import StoredAnswer
 from streamlib.redisio.elements import ElementReader, Stored, entry_of, stored
-from streamlib.redisio.event_store import Answer, EventStore, new_commit_id
+from streamlib.redisio.event_store import Answer, EventStore, commit_id_of
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.topic import TopicSpec, partition_of_key
 
@@ -219,8 +219,10 @@ class Repository(Generic[A]):
         return await self._send(aggregate, kept.commit, answer)
 
     def _commit_of(self, aggregate: A) -> Commit:
-        messages = [self.topic.message(event, key=aggregate.id) for event in aggregate._recorded]
-        return Commit(new_commit_id(), messages)
+        recorded, message = aggregate._recorded, self.topic.message
+        ids = new_event_ids(len(recorded))
+        messages = [message(one, event_id=id, key=aggregate.id) for one, id in zip(recorded, ids, strict=True)]
+        return Commit(commit_id_of(messages[0]), messages)
 
     async def _send(self, aggregate: A, commit: Commit, answer: Answer | None) -> Position:
         """Append a commit; afterwards the aggregate knows that it is stored, or keeps it while that is unknown."""

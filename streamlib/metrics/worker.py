@@ -145,11 +145,16 @@ class TopicMetrics:
         self._topic = topic
         self._published = made.counters["published_events"]
         self._outcomes = Bounded(MAX_WORDS)
+        self._by_outcome: dict[str, Counter] = {}
         self._duration = made.histograms["publish_duration_seconds"].labels(topic)
 
     def published(self, outcome: str, n: int, seconds: float) -> None:
         """`n` events of one batch ended with `outcome`; the batch took `seconds`."""
-        self._published.labels(self._topic, self._outcomes(outcome)).inc(n)
+        word = self._outcomes(outcome)
+        series = self._by_outcome.get(word)
+        if series is None:
+            series = self._by_outcome[word] = self._published.labels(self._topic, word)
+        series.inc(n)
         self._duration.observe(seconds)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from streamlib.redisio.aggregate_reader import AggregateReader, AnsweredBefore
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.durability import DurableLane
 from streamlib.redisio.failures import CLIENT_ERRORS, translate
+from streamlib.redisio.later import pack
 from streamlib.redisio.publisher import Observe
 from streamlib.redisio.scripts import Arg, Script
 from streamlib.settings import LimitSettings
@@ -63,7 +65,7 @@ class _Append(Struct, frozen=True):
 
     @property
     def what(self) -> str:
-        return f"topic {self.topic.name!r}, aggregate {self.aggregate_id!r}"
+        return _what(self.topic, self.aggregate_id)
 
 
 class EventStore(AggregateReader):
@@ -143,15 +145,15 @@ class EventStore(AggregateReader):
     ) -> _Append:
         """Everything that can be wrong with an append before it is sent. Raises PublishError, PayloadTooLarge."""
         keys, partition = self._place(topic, aggregate_id)
-        what = f"topic {topic.name!r}, aggregate {aggregate_id!r}"
         checked_id("commit id", commit_id)
-        if not commit_id.isascii() or any(sign.isspace() for sign in commit_id):
-            raise PublishError(f"{what}: commit id {commit_id!r} is not ASCII without spaces")
+        if not commit_id.isascii() or commit_id.split() != [commit_id]:
+            raise PublishError(f"{_what(topic, aggregate_id)}: commit id {commit_id!r} is not ASCII without spaces")
         if isinstance(expected, bool) or not 0 <= expected <= MAX_VERSION - BATCH_EVENTS:
+            what = _what(topic, aggregate_id)
             raise PublishError(f"{what}: expected version {expected!r} is no version; 0 is that of a new aggregate")
         if not 1 <= len(messages) <= BATCH_EVENTS:
             found = "nothing to append" if not messages else f"{len(messages)} events in one append"
-            raise PublishError(f"{what}: {found}; 1 to {BATCH_EVENTS} are allowed")
+            raise PublishError(f"{_what(topic, aggregate_id)}: {found}; 1 to {BATCH_EVENTS} are allowed")
         answer_key = answer.key if answer else "-"
         args: list[Arg] = [expected, commit_id, self._limits.topic_len]
         args += (answer.value, answer.ttl_ms) if answer else (b"", 0)
@@ -159,13 +161,15 @@ class EventStore(AggregateReader):
         size = 0
         for message in messages:
             if message.key != aggregate_id:
+                what = _what(topic, aggregate_id)
                 raise PublishError(f"{what}: {message.type} {message.id} has the key {message.key!r}, another id")
             fields = self._encode(topic, message)
             size += sum(map(len, fields))
-            args += (len(fields), *fields)
+            args += (len(fields), *fields, pack(fields[:-1]) + b"%d:" % len(fields[-1]))
         if size > BATCH_BYTES:
             raise PayloadTooLarge(
-                f"{what}: {size} bytes in one append; at most {BATCH_BYTES} are allowed, save more often"
+                f"{_what(topic, aggregate_id)}: {size} bytes in one append; at most {BATCH_BYTES} are allowed, save "
+                "more often"
             )
         names = [keys.stream, keys.aggregate(aggregate_id), keys.later(), keys.answer(answer_key)]
         return _Append(topic, aggregate_id, partition, keys.stream, expected, len(messages), names, args)
@@ -238,9 +242,18 @@ class _Attempt:
             return await lane.confirm() if self.reply[0] in (b"+", b"=", b"a") else ""
 
 
+def _what(topic: TopicSpec, aggregate_id: str) -> str:
+    return f"topic {topic.name!r}, aggregate {aggregate_id!r}"
+
+
 def new_commit_id() -> str:
     """Twelve characters, different from every other commit of the same aggregate."""
     return secrets.token_urlsafe(9)
+
+
+def commit_id_of(first: Message) -> str:
+    """The same for a commit whose first event has an id of its own, by `new_event_id`: 70 of its bits are random."""
+    return base64.urlsafe_b64encode(bytes.fromhex(first.id.replace("-", "")[-18:])).decode()
 
 
 def _conflict(append: _Append, actual: int) -> ConcurrencyConflict:

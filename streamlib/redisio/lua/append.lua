@@ -10,7 +10,8 @@
 -- ARGV[4]  the answer to keep with the events
 -- ARGV[5]  how long the answer is kept, ms; 0 for no answer
 -- ARGV[6]  number of events n
--- ARGV[7...] per event: the number of its parts, the parts: its fields
+-- ARGV[7...] per event: the number of its parts, the parts: its fields, and the beginning of its element's fields: all
+-- that comes before the last part itself
 --
 -- Returns {"+", entry ids...} appended; {"=", entry ids...} this commit was appended before, whatever has come since;
 -- {"a", answer} this idempotency key has had an answer before; {"v", actual} the aggregate has another version than
@@ -22,10 +23,16 @@ local stream, aggregate, later, answered = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local expected, commit, limit = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local ttl_ms, count = tonumber(ARGV[5]), tonumber(ARGV[6])
 
-for i, wanted in ipairs({ "stream", "list", "zset", "string" }) do
-    local kind = redis.call("TYPE", KEYS[i]).ok
-    if kind ~= "none" and kind ~= wanted then
-        return redis.error_reply("WRONGTYPE " .. KEYS[i] .. " is a " .. kind)
+-- What is asked of a key is refused where it is of another type.
+local actual, size = redis.pcall("LLEN", aggregate), redis.pcall("XLEN", stream)
+local waiting = limit > 0 and redis.pcall("ZCARD", later)
+local answer = ttl_ms > 0 and redis.pcall("GET", answered)
+for i, found in ipairs({ size, actual, waiting, answer }) do
+    if type(found) == "table" then
+        if string.find(found.err, "^WRONGTYPE") then
+            return redis.error_reply("WRONGTYPE " .. KEYS[i] .. " is a " .. redis.call("TYPE", KEYS[i]).ok)
+        end
+        return found
     end
 end
 
@@ -36,7 +43,6 @@ local function cover()
     redis.call("PERSIST", aggregate)
 end
 
-local actual = redis.call("LLEN", aggregate)
 if actual > expected then
     local stands = redis.call("LRANGE", aggregate, expected, expected + count - 1)
     local entry, id = string.match(stands[1], "^(%S+) (%S+) ")
@@ -52,21 +58,18 @@ if actual > expected then
         return reply
     end
 end
-if ttl_ms > 0 then
-    local answer = redis.call("GET", answered)
-    if answer then
-        cover()
-        local left_ms = redis.call("PTTL", answered) -- the answer may be one of another aggregate
-        if left_ms > 0 then
-            redis.call("PEXPIRE", answered, left_ms)
-        end
-        return { "a", answer }
+if answer then
+    cover()
+    local left_ms = redis.call("PTTL", answered) -- the answer may be one of another aggregate
+    if left_ms > 0 then
+        redis.call("PEXPIRE", answered, left_ms)
     end
+    return { "a", answer }
 end
 if actual ~= expected then
     return { "v", actual }
 end
-if limit > 0 and redis.call("XLEN", stream) + redis.call("ZCARD", later) + count > limit then
+if limit > 0 and size + waiting + count > limit then
     return { "f" }
 end
 
@@ -84,20 +87,15 @@ end
 
 -- Out of memory, read-only or short of replicas, Redis refuses the first write and none after it. What may fail later
 -- is an XADD to a stream at its last id, or a command that this user is denied.
-local at = 7
+local at, mark = 7, " " .. commit .. " "
 for i = 1, count do
     local first, last = at + 1, at + tonumber(ARGV[at])
     local entry = redis.pcall("XADD", stream, "*", unpack(ARGV, first, last))
     if type(entry) == "table" then
         return undo(entry)
     end
-    local parts = { entry, " ", commit, " " }
-    for j = first, last do
-        parts[#parts + 1] = #ARGV[j] .. ":"
-        parts[#parts + 1] = ARGV[j]
-    end
-    reply[i + 1], elements[i] = entry, table.concat(parts)
-    at = last + 1
+    reply[i + 1], elements[i] = entry, entry .. mark .. ARGV[last + 1] .. ARGV[last]
+    at = last + 2
 end
 local pushed = redis.pcall("RPUSH", aggregate, unpack(elements))
 if type(pushed) == "table" then
