@@ -4,12 +4,14 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from itertools import chain
 from typing import Any
 
 import pytest
 import redis
 
 from streamlib.errors import PublishError, RedisUnavailable, StreamlibError
+from streamlib.redisio.later import unpack
 from streamlib.redisio.publish_line import BATCH_EVENTS
 from streamlib.redisio.publisher import Publisher, Sent
 from streamlib.redisio.scripts import Arg, Script
@@ -44,6 +46,41 @@ async def test_a_published_event_lies_where_its_position_says(
     assert list(fields) == [b"id", b"type", b"v", b"key", b"data"]
     assert fields[b"id"].decode() == message.id
     assert fields[b"data"] == '{"order_id":"o-1","note":"é"}'.encode()
+
+
+@pytest.mark.parametrize("window_s", [0, 60])
+@pytest.mark.allow_keys("{orders}:*")
+async def test_events_of_all_shapes_share_a_batch(
+    redis_url: str, client: redis.Redis, connect: Connect, window_s: int
+) -> None:
+    of, event = topic(dedup_window_s=window_s), Made(order_id="o-1")
+    envelopes: list[dict[str, Any]] = [
+        {},
+        {},
+        {"time_ms": 5},
+        {"headers": {"a": "b"}, "correlation_id": "c"},
+        {},
+        {"traceparent": "t"},
+        {"traceparent": "u"},
+        {},
+    ]
+    messages = [of.message(event, event_id=f"e-{n}", **envelope) for n, envelope in enumerate(envelopes)]
+    delays_ms = [0, 60_000, 0, 0, 60_000, 60_000, 0, 0]
+    publisher = await connect(redis_url)
+    await publisher.publish(of, of.message(event, event_id="first"))
+    client.config_resetstat()
+    results = await publisher.send(of, messages, delays_ms=delays_ms)
+    assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == 1
+    stored = {entry_id: [*chain(*fields.items())] for entry_id, fields in entries(client, "orders")}
+    places = [result.position.entry_id for result in results if isinstance(result, Sent)]
+    assert [place == "" for place in places] == [delay > 0 for delay in delays_ms]
+    written = [of.codec.write(message) for message in messages]
+    at_once = [n for n, delay in enumerate(delays_ms) if not delay]
+    assert [stored[places[n]] for n in at_once] == [written[n] for n in at_once]
+    waiting: Any = client.hgetall("{orders}:laterbody")
+    assert {key: unpack(body) for key, body in waiting.items()} == {
+        f"e-{n}".encode(): written[n] for n, delay in enumerate(delays_ms) if delay
+    }
 
 
 async def test_results_come_in_order_over_partitions_and_batches(

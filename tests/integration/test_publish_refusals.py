@@ -9,6 +9,7 @@ import redis
 
 from streamlib.codec import RawCodec
 from streamlib.errors import (
+    DeclarationError,
     IdempotencyConflict,
     PayloadTooLarge,
     PublishError,
@@ -16,14 +17,20 @@ from streamlib.errors import (
     TopicFull,
     WrongKeyType,
 )
+from streamlib.event import Event, Registry
 from streamlib.redisio.publisher import Sent
 from streamlib.redisio.scripts import Arg, Script
 from streamlib.settings import LimitSettings
+from streamlib.topic import TopicSpec
 from tests.helpers.proxy import ChaosProxy
-from tests.helpers.publishing import ORDERS, Made, made, open_door, open_publisher, stored_ids, topic
+from tests.helpers.publishing import ORDERS, Made, entries, made, open_door, open_publisher, stored_ids, topic
 from tests.helpers.servers import RedisProc, available_kinds
 
 KEPT = topic(dedup_window_s=60)
+
+
+class Noted(Event):
+    order_id: str | None = None
 
 
 def kinds(results: list[Any]) -> list[str]:
@@ -124,6 +131,30 @@ async def test_what_cannot_be_written_is_an_error_of_its_own_event(redis_url: st
     assert client.xlen("orders") == 2
 
 
+async def test_many_events_get_each_its_position_or_its_error(redis_url: str, client: redis.Redis) -> None:
+    of = TopicSpec(name="orders", registry=Registry([Made, Noted]), key="order_id")
+    seen: list[tuple[str, int]] = []
+    events = [Made(order_id="a"), Noted(), Noted(order_id="b"), Made(order_id="x" * 201), Made(order_id="c")]
+    async with open_publisher(redis_url, observe=lambda _, outcome, number, __: seen.append((outcome, number))) as one:
+        results = await one.publish_many(of, events)
+        assert await one.publish_many(of, []) == []
+    assert kinds(results) == ["stored", "PublishError", "stored", "PublishError", "stored"]
+    assert "Noted.order_id is None" in str(results[1])
+    assert seen == [("refused", 1), ("refused", 1), ("stored", 3)]
+    assert [fields[b"key"] for _, fields in entries(client, "orders")] == [b"a", b"b", b"c"]
+
+
+async def test_a_class_the_topic_does_not_declare_stops_all_of_them_before_the_first(
+    redis_url: str, client: redis.Redis
+) -> None:
+    events = [*(Made(order_id=f"o-{n}") for n in range(1_200)), Noted()]
+    async with open_publisher(redis_url) as publisher:
+        with pytest.raises(DeclarationError, match="does not declare Noted"):
+            await publisher.publish_many(ORDERS, events)
+        await publisher.publish(ORDERS, made(1))
+    assert client.xlen("orders") == 1
+
+
 async def test_batches_stay_below_four_mebibytes(redis_url: str, client: redis.Redis) -> None:
     limits = LimitSettings(payload_bytes=2_000_000)
     async with open_publisher(redis_url, limits=limits) as publisher:
@@ -149,6 +180,17 @@ async def test_a_key_of_the_wrong_type_is_named_and_nothing_changes(
         assert everything(client) == before
         client.delete(key)
         assert kinds(await publisher.send(KEPT, [made(1, KEPT), made(2, KEPT)])) == ["stored", "stored"]
+
+
+@pytest.mark.allow_keys("{orders}:*", "orders")
+@pytest.mark.parametrize("key", ["{orders}:later", "{orders}:laterbody"])
+async def test_where_delayed_events_wait_is_looked_at_too(redis_url: str, client: redis.Redis, key: str) -> None:
+    client.rpush(key, "not ours")
+    before = everything(client)
+    async with open_publisher(redis_url) as publisher:
+        results = await publisher.send(ORDERS, [made(1), made(2), made(3)], delays_ms=[0, 60_000, 0])
+        assert all(isinstance(result, PublishError) and key in str(result) for result in results)
+    assert everything(client) == before
 
 
 @pytest.mark.parametrize("kind", available_kinds())

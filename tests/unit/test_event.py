@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamlib.errors import DeclarationError, UnknownType
 from streamlib.event import Event, Registry, check_resolvable, event_type, event_version
-from streamlib.message import Position, entry_order, entry_time_ms, new_event_id
+from streamlib.message import Position, entry_order, entry_time_ms, event_ids, new_event_id, new_event_ids
 
 
 class Opened(Event):
@@ -110,6 +110,21 @@ def test_event_ids_are_uuid7_of_their_time() -> None:
     assert all(one.version == 7 and one.variant == uuid.RFC_4122 for one in ids)
     assert all(before_ms <= one.int >> 80 <= after_ms for one in ids)
     assert len(set(ids)) == 1000
+
+
+def test_ids_made_together_are_uuid7s_too_and_all_different() -> None:
+    made = [*new_event_ids(1200), *new_event_ids(0), *new_event_ids(3)]
+    assert len(set(made)) == len(made) == 1203
+    assert all(str(uuid.UUID(one)) == one and uuid.UUID(one).version == 7 for one in made)
+    assert all(uuid.UUID(one).variant == uuid.RFC_4122 for one in made)
+
+
+def test_ids_taken_one_after_another_tell_each_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, found = event_ids(), []
+    for ms in (5, 5, 6, 1_700_000_000_000):
+        monkeypatch.setattr(time, "time_ns", lambda now=ms: now * 1_000_000)
+        found.append(uuid.UUID(next(ids)).int >> 80)
+    assert found == [5, 5, 6, 1_700_000_000_000]
 
 
 def test_event_ids_sort_by_time_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
