@@ -13,9 +13,9 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import astuple
 
-from streamlib.codec import can_hold_nan, refuse_nan
 from streamlib.errors import DeclarationError, PublishError, SchemaError
 from streamlib.event import check_resolvable
+from streamlib.finite import can_hold_nan, refuse_nan
 from streamlib.keys import MAX_ID_BYTES
 from streamlib.read_model import ReadModel
 

@@ -25,6 +25,7 @@ FLOORS = {
             "settings",
             "topic",
             "versions",
+            "finite",
             "logs",
             "read_model",
         )
