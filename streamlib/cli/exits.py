@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import traceback
 from collections.abc import Iterator
 from enum import IntEnum
 
@@ -50,6 +49,8 @@ def report_errors(ctx: click.Context) -> Iterator[None]:
         yield
     except StreamlibError as error:
         if ctx.meta.get(DEBUG):
+            import traceback
+
             click.echo(_safe(ctx, "".join(traceback.format_exception(error)).rstrip()), err=True)
         click.echo(f"error: {_safe(ctx, str(error))}", err=True)
         ctx.exit(exit_code(error))

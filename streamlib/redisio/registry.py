@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
@@ -22,6 +23,8 @@ GroupKind = Literal["handler", "ordered", "projection"]
 TYPES_LIVE_S = 3_600.0
 """How long a type counts as handled since a worker last said so, every half minute: long enough for an outage."""
 
+_AT_ONCE = 8
+"""Partitions on which a group is created side by side: every start of a worker waits for them."""
 _BEGIN = "0"
 _TYPE = b"type:"
 
@@ -72,8 +75,12 @@ async def declare_group(
 
     async def create() -> None:
         await declare_types(redis, keys, topic.name, group, names)
-        for partition in range(topic.partitions):
-            await _create(redis, keys, topic.name, topic.partitions, group, kind, partition)
+        for start in range(0, topic.partitions, _AT_ONCE):
+            some = range(start, min(start + _AT_ONCE, topic.partitions))
+            created = (_create(redis, keys, topic.name, topic.partitions, group, kind, one) for one in some)
+            for outcome in await asyncio.gather(*created, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
 
     await _persist(redis, create)
 

@@ -23,7 +23,10 @@ from streamlib.errors import (
 )
 from tests.cli.conftest import Cli, environment
 
-HEAVY = ("redis", "rich", "prometheus_client", "asyncio", "msgspec", "streamlib.app", "streamlib.redisio")
+HEAVY = (
+    "redis", "rich", "prometheus_client", "asyncio", "msgspec", "streamlib.app", "streamlib.redisio",
+    "streamlib.settings", "streamlib.logs", "traceback", "logging", "ssl", "http",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"]])

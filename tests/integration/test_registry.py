@@ -46,6 +46,22 @@ async def test_a_group_exists_on_every_partition_from_the_first_entry(redis_url:
         assert not client.exists(KEYS.stream("spread", partition, 3).again("view"))
 
 
+@pytest.mark.allow_keys("wide.9")
+async def test_a_group_is_created_side_by_side_and_one_bad_partition_leaves_nothing_under_way(
+    redis_url: str, client: redis.Redis
+) -> None:
+    wide = topic("wide", partitions=20)
+    async with open_door(redis_url) as door:
+        await registry.declare_group(door, KEYS, wide, "email", "handler", ["Made"])
+        assert [groups(client, f"wide.{number}") for number in range(20)] == [{"email": "0-0"}] * 20
+        assert client.info("clients")["connected_clients"] > 3
+        client.delete("wide.9")
+        client.set("wide.9", "no stream")
+        with pytest.raises(WrongKeyType, match=r"'wide\.9'"):
+            await registry.declare_group(door, KEYS, wide, "email", "handler", ["Made"])
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_declaring_again_moves_no_group(redis_url: str, client: redis.Redis) -> None:
     async with open_door(redis_url) as door:
         await registry.declare_group(door, KEYS, ORDERS, "email", "handler", ["Made"])
