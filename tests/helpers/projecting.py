@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from functools import partial
@@ -149,10 +149,11 @@ class Rig:
         entry_id: Any = client.xadd(self.stream(partition), dict(zip(fields[::2], fields[1::2], strict=True)))
         return Position(TOPIC, partition, entry_id.decode())
 
-    def recomputed(self, client: redis.Redis) -> dict[str, Balance]:
-        """The view as a fold over the whole stream, each event id once, without streamlib's projector."""
+    def recomputed(self, client: redis.Redis, without: Iterable[bytes] = ()) -> dict[str, Balance]:
+        """The view as a fold over the whole stream, each event id once (none of `without`), without streamlib's
+        projector."""
         rows: dict[str, Balance] = {}
-        seen: set[bytes] = set()
+        seen = set(without)
         codec = NativeCodec()
         for partition in range(self.topic.partitions):
             entries: Any = client.xrange(self.stream(partition))
