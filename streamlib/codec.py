@@ -20,6 +20,7 @@ DataFormat = Literal["json", "msgpack"]
 
 _REQUIRED = (b"id", b"type", b"v", b"key", b"data")
 _PLAIN = list(_REQUIRED)
+_VERSIONS = {b"%d" % version: version for version in range(1, 100)}
 _OPTIONAL = (b"ts", b"corr", b"cause", b"traceparent", b"h")
 _KNOWN = frozenset(_REQUIRED + _OPTIONAL)
 _headers = msgspec.json.Decoder(dict[str, str])
@@ -62,8 +63,7 @@ class _Data:
         self._encode = self._module.Encoder().encode
         self._plain = self._module.Decoder(dict[str, Any])
         self._strict = strict
-        self._decoders: dict[type[Event], Any] = {}
-        self._may_hold_nan: dict[type[Event], bool] = {}
+        self._readers: dict[type[Event], Callable[[bytes], Event]] = {}
 
     def encode(self, event: Event) -> bytes:
         cls = type(event)
@@ -77,25 +77,31 @@ class _Data:
         return data
 
     def decode(self, message: Message, cls: type[Event]) -> Event:
-        decoder = self._decoders.get(cls)
-        if decoder is None:
-            decoder = self._decoders[cls] = self._module.Decoder(cls, strict=self._strict)
+        read = self._readers.get(cls)
+        if read is None:
+            read = self._readers[cls] = self.reader(cls)
         try:
-            event: Event = decoder.decode(message.data)
-            is_sound = not (self._is_risky(cls) and holds_nan(event))
+            return read(message.data)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            return self._decode_in_words(message, cls)
+
+    def _decode_in_words(self, message: Message, cls: type[Event]) -> Event:
+        """The same again, for what is wrong with it. Raises SchemaError or DecodeError."""
+        label = f"{message.type} {message.id}"
+        try:
+            event: Event = self._module.Decoder(cls, strict=self._strict).decode(message.data)
         except msgspec.ValidationError as error:
-            raise SchemaError(f"{_label(message)}: {error}") from error
+            raise SchemaError(f"{label}: {error}") from error
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise DecodeError(f"{_label(message)}: {error}") from error
-        if not is_sound:
-            _find_nan(event, _label(message))
+            raise DecodeError(f"{label}: {error}") from error
+        _find_nan(event, label)
         return event
 
     def reader(self, cls: type[Event]) -> Callable[[bytes], Event]:
         """Reads data of this class as `decode` does, quicker, but without its words for what is wrong with them."""
         decoder = self._module.Decoder(cls, strict=self._strict)
         decode: Callable[[bytes], Event] = decoder.decode
-        if not self._is_risky(cls):
+        if not can_hold_nan(cls):
             return decode
         decimals = decimal_fields(cls)
         others = [name for name in risky_fields(cls) if name not in decimals]
@@ -129,12 +135,6 @@ class _Data:
             raise SchemaError(f"{label}: what the upcasters made of it cannot be stored: {error}") from error
         return encoded
 
-    def _is_risky(self, cls: type[Event]) -> bool:
-        risky = self._may_hold_nan.get(cls)
-        if risky is None:
-            risky = self._may_hold_nan[cls] = can_hold_nan(cls)
-        return risky
-
 
 class NativeCodec:
     """The layout of design: `id type v key data`, then what is set of `ts corr cause traceparent h`."""
@@ -142,19 +142,24 @@ class NativeCodec:
     def __init__(self, data_format: DataFormat = "json") -> None:
         self._data = _Data(data_format)
         self.encode = self._data.encode
+        self.decode = self._data.decode
         self.encode_plain = self._data.encode_plain
         self.reader = self._data.reader
 
     def read(self, entry_id: str, fields: Fields) -> Message:
-        if fields[::2] == _PLAIN and len(fields) == 10:  # as most entries are: nothing has to be looked for
-            raw_id, type_name, version, key, data = fields[1::2]
-            return Message(
-                id=_event_id(entry_id, raw_id),
-                type=_text(entry_id, "type", type_name),
-                version=_whole(entry_id, "v", version),
-                key=_text(entry_id, "key", key),
-                data=data,
-            )
+        if fields[::2] == _PLAIN and len(fields) == 10:  # as most entries are; what is wrong with one is told below
+            event_id, type_name, version, key, data = fields[1::2]
+            if version in _VERSIONS and 0 < len(event_id) <= MAX_ID_BYTES and b"\x00" not in event_id:
+                try:
+                    return Message(
+                        id=event_id.decode(), type=type_name.decode(), version=_VERSIONS[version],
+                        key=key.decode(), data=data,
+                    )  # fmt: skip
+                except UnicodeDecodeError:
+                    return self._read_named(entry_id, fields)
+        return self._read_named(entry_id, fields)
+
+    def _read_named(self, entry_id: str, fields: Fields) -> Message:
         named = _named(entry_id, fields)
         missing = [name.decode() for name in _REQUIRED if name not in named]
         if missing:
@@ -191,9 +196,6 @@ class NativeCodec:
             raise PublishError(f"{message.type} {message.id!r}: {error.object!r} is not valid Unicode") from error
         return fields
 
-    def decode(self, message: Message, cls: type[Event]) -> Event:
-        return self._data.decode(message, cls)
-
     def decode_plain(self, message: Message) -> dict[str, Any]:
         return self._data.decode_plain(message.data, _label(message))
 
@@ -210,6 +212,7 @@ class FlatCodec:
         self._type_field = type_field.encode()
         self._data = _Data("json", strict=False)
         self.encode = self._data.encode
+        self.decode = self._data.decode
         self.encode_plain = self._data.encode_plain
 
     def read(self, entry_id: str, fields: Fields) -> Message:
@@ -230,9 +233,6 @@ class FlatCodec:
             fields += (self._type_field, message.type.encode())
         return fields
 
-    def decode(self, message: Message, cls: type[Event]) -> Event:
-        return self._data.decode(message, cls)
-
     def decode_plain(self, message: Message) -> dict[str, Any]:
         return self._data.decode_plain(message.data, _label(message))
 
@@ -245,6 +245,7 @@ class RawCodec:
         self._field = field.encode()
         self._data = _Data(data_format)
         self.encode = self._data.encode
+        self.decode = self._data.decode
         self.encode_plain = self._data.encode_plain
 
     def read(self, entry_id: str, fields: Fields) -> Message:
@@ -266,9 +267,6 @@ class RawCodec:
         for name, value in message.headers.items():
             fields += (name.encode(), value.encode())
         return fields
-
-    def decode(self, message: Message, cls: type[Event]) -> Event:
-        return self._data.decode(message, cls)
 
     def decode_plain(self, message: Message) -> dict[str, Any]:
         return self._data.decode_plain(message.data, _label(message))

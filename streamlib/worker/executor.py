@@ -49,17 +49,15 @@ class Executor:
         where nothing may be recorded: the claim was lost, or its code still runs."""
         if works[0].handler.is_batch:
             await self._run_batch(works, on_end)
-        else:
-            on_end(works[0], await self._run_one(works[0]))
-
-    async def _run_one(self, work: Work) -> Ended | None:
+            return
+        work = works[0]
         context = self._context(work)
         try:
             await self._call(work, (work.event, context) if work.handler.takes_context else (work.event,))
-            emitted = await self._emit(context) if context.emitted else ()
+            ended: Ended | None = self._outcomes.done(work, await self._emit(context) if context.emitted else ())
         except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
-            return self._outcomes.of_error(work, error, work.seconds)
-        return self._outcomes.done(work, emitted, work.seconds)
+            ended = self._outcomes.of_error(work, error, work.seconds)
+        on_end(work, ended)
 
     async def _run_batch(self, works: Sequence[Work], on_end: OnEnd) -> None:
         contexts = [(work.event, self._context(work)) for work in works]
@@ -97,13 +95,13 @@ class Executor:
             asked = StreamlibError("the batch handler asked to run it again")
             return self._outcomes.of_error(work, asked, seconds)
         try:
-            return self._outcomes.done(work, await self._emit(context), seconds)
+            return self._outcomes.done(work, await self._emit(context) if context.emitted else (), seconds)
         except BaseException as error:  # noqa: BLE001 - what was emitted is user code's too; the batch has other events
             return self._outcomes.of_error(work, error, seconds)
 
     async def _call(self, work: Work, arguments: tuple[Any, ...]) -> None:
-        """Returns when the handler has really ended. Its lane cancels a coroutine at its timeout, and it may swallow that;
-        a thread cannot be stopped, and its claim is kept until it ends by itself."""
+        """Returns when the handler has really ended. Its lane cancels a coroutine at its timeout, which may swallow
+        that; a thread cannot be stopped, and its claim is kept until it ends by itself."""
         handler = work.handler
         work.started = time.perf_counter()
         try:

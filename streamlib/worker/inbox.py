@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Protocol
@@ -66,16 +66,17 @@ class Inbox:
         self._on_ready = on_ready
         self._timers: dict[asyncio.TimerHandle, Received] = {}
         self._entries: deque[Received] = deque()
-        self._counts: Counter[int] = Counter()
-        self._bytes: Counter[int] = Counter()
+        self._counts: dict[int, int] = defaultdict(int)
+        self._bytes = 0
 
     def add(self, received: Received) -> None:
-        if received.delivery.how == "reclaimed":
+        delivery = received.delivery
+        if delivery.how == "reclaimed":
             self._entries.appendleft(received)  # it has waited for a lease already
         else:
             self._entries.append(received)
-        self._counts[received.delivery.partition] += 1
-        self._bytes[received.delivery.partition] += received.delivery.size
+        self._counts[delivery.partition] += 1
+        self._bytes += delivery.size
 
     def later(self, received: Received, delay_s: float) -> None:
         def again() -> None:
@@ -103,19 +104,20 @@ class Inbox:
             return
         kept: deque[Received] = deque()
         for received in self._entries:
-            partition = received.delivery.partition
-            if partition in but or not wanted(received):
+            delivery = received.delivery
+            if delivery.partition in but or not wanted(received):
                 kept.append(received)
                 continue
-            self._counts[partition] -= 1
-            self._bytes[partition] -= received.delivery.size
+            self._counts[delivery.partition] -= 1
+            self._bytes -= delivery.size
         self._entries = kept
 
     def weight(self, slow: AbstractSet[int], most: tuple[int, int]) -> tuple[int, int]:
-        entries, size = len(self._entries), self._bytes.total()
+        entries, size = len(self._entries), self._bytes
         if slow:
-            entries -= min(sum(self._counts[partition] for partition in slow), most[0])
-            size -= min(sum(self._bytes[partition] for partition in slow), most[1])
+            sizes = [one.delivery.size for one in self._entries if one.delivery.partition in slow]
+            entries -= min(len(sizes), most[0])
+            size -= min(sum(sizes), most[1])
         return entries, size
 
     def drain(self) -> list[Received]:
@@ -124,8 +126,9 @@ class Inbox:
             timer.cancel()
         self._timers.clear()
         entries = list(self._entries)
-        for counted in (self._entries, self._counts, self._bytes):
-            counted.clear()
+        self._entries.clear()
+        self._counts.clear()
+        self._bytes = 0
         return entries
 
     def __iter__(self) -> Iterator[Received]:

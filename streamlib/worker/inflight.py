@@ -35,6 +35,11 @@ class InFlight:
             for one in deliveries:
                 held.pop((one.keys.stream, group, one.ref), None)
 
+    def among(self, keys: Iterable[Key]) -> set[Key]:
+        """Those of the keys that are held here."""
+        with self._lock:
+            return {key for key in keys if key in self._held}
+
     def __contains__(self, key: Key) -> bool:
         with self._lock:
             return key in self._held

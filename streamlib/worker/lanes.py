@@ -96,7 +96,8 @@ class Lanes:
     def put(self, work: Work) -> None:
         self._ready.append(work)
         self.waiting_bytes += work.delivery.size
-        self._wake_one()
+        if self._asleep:
+            self._wake_one()
 
     def lost(self, delivery: Delivery) -> None:
         """The claim of a delivery that is here was lost."""
@@ -112,6 +113,7 @@ class Lanes:
             self._ready.remove(work)
             self.waiting_bytes -= work.delivery.size
             self._on_end(work, None)
+            self._on_room()
             return
         for task, works in self._running.items():
             if works == [work] and self.handler.is_async:
@@ -248,6 +250,7 @@ class Lanes:
             else:
                 work.lost = True
                 self._on_end(work, None)
+                self._on_room()
         return works
 
     def _took(self, seconds: float) -> None:

@@ -34,9 +34,10 @@ class Outcomes:
         self._group = group
         self._rng = rng
 
-    def done(self, work: Work, emitted: Sequence[Fields], seconds: float) -> Ended:
-        attempts = work.delivery.attempts + 1
-        return Ended(done(work.delivery, emitted), "ok", work.handler.name, seconds, None, attempts)
+    def done(self, work: Work, emitted: Sequence[Fields], seconds: float | None = None) -> Ended:
+        """A run that ended well, after `seconds` (None: those of the work)."""
+        delivery, took = work.delivery, work.seconds if seconds is None else seconds
+        return Ended(done(delivery, emitted), "ok", work.handler.name, took, None, delivery.attempts + 1)
 
     def of_error(self, work: Work, error: BaseException, seconds: float) -> Ended | None:
         """The outcome of a run that raised; None where nothing may be recorded."""
