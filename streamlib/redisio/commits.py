@@ -75,7 +75,7 @@ async def load(redis: Executes, keys: ViewKeys, group: str, event_ids: Sequence[
     states, rows = await _load.run(redis, [*marks, *keys.rows(row_ids)], [len(marks)])
     return Loaded(
         {event_id: state for event_id, state in zip(event_ids, states, strict=False) if state is not None},
-        {row_id: _row(row) for row_id, row in zip(row_ids, rows, strict=True)},
+        {row_id: _row(row) if row else {} for row_id, row in zip(row_ids, rows, strict=True)},
     )
 
 
