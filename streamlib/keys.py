@@ -50,6 +50,14 @@ class StreamKeys(Struct, frozen=True):
         before = self.idem(group, "")
         return [before + event_id for event_id in event_ids]
 
+    def marks(self, group: str) -> str:
+        """Of the compact store: the plan of its sets."""
+        return f"{self._tag}:done:{group}"
+
+    def mark_set(self, group: str, segment: int | str, shard: int | str) -> str:
+        """A set of digests; "*" for any."""
+        return f"{self._tag}:done:{group}:{segment}:{shard}"
+
     def retry(self, group: str) -> str:
         return f"{self._tag}:retry:{group}"
 

@@ -17,8 +17,8 @@ from streamlib.redisio.server import check as check_server
 from streamlib.settings import Settings
 from streamlib.topic import TopicSpec
 
-BYTES_PER_MARK = 180
-"""One finished event's idempotency key, measured on Redis 7 and 8 and Valkey 9 with UUIDs as event ids."""
+BYTES_PER_MARK = {"keys": 180, "compact": 100}
+"""One finished event's done mark, per store, measured on Redis 7 and 8 and Valkey 9 with UUIDs as event ids."""
 AT_ONCE = 64
 _MIB = 1024 * 1024
 _WAITAOF_SINCE = (7, 2)
@@ -136,11 +136,12 @@ async def _idempotency(
 ) -> Finding:
     """What the marks of finished events will hold in memory."""
     window_s = settings.idempotency.window_s
-    per_thousand = 1_000 * window_s * BYTES_PER_MARK / _MIB
+    bytes_per_mark = BYTES_PER_MARK[settings.idempotency.store]
+    per_thousand = 1_000 * window_s * bytes_per_mark / _MIB
     expected = 0.0
     for group in groups:
         if group.kind != "projection":
-            expected += await _events_per_second(redis, keys, group.topic) * window_s * BYTES_PER_MARK
+            expected += await _events_per_second(redis, keys, group.topic) * window_s * bytes_per_mark
     detail = (
         f"a window of {window_s:g} s holds about {per_thousand:,.0f} MiB per group for every 1,000 events per second; "
         f"at the rate of the events stored now about {expected / _MIB:,.1f} MiB in all"

@@ -87,7 +87,8 @@ async def remove(
         for one in groups:
             await redis.persist(partial(group_keys.destroy, redis, place.keys, one), give_up_s=redis.settings.retry_s)
         done(1)
-    kinds = [f"idem:{one}" for one in groups] + ([f"view:{view.name.view}"] if view is not None else [])
+    kinds = [f"{kind}:{one}" for one in groups for kind in ("idem", "done")]
+    kinds += [f"view:{view.name.view}"] if view is not None else []
     deleted = await _delete_many(redis, there, kinds)
     if view is not None:
         await redis.persist(partial(forget_view, redis, keys, view.name), give_up_s=redis.settings.retry_s)

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from streamlib.errors import DeclarationError
 from streamlib.keys import StreamKeys
 from streamlib.redisio.connection import SyncClient
 from streamlib.redisio.delivery import Delivery, fenced
+from streamlib.redisio.marks import Marks, members, other_store
 from streamlib.redisio.scripts import Executes, Script
 
 _claim = Script("claim")
@@ -33,6 +35,7 @@ class Claimed(Struct, frozen=True):
 
 
 _RUN = Claimed(Verdict.RUN, 0)
+_OTHER_PLAN, _OTHER_STORE = 2, 3
 
 
 async def claim(
@@ -44,20 +47,35 @@ async def claim(
     lease_ms: int,
     window_ms: int,
     take_suspects: bool = False,
+    marks: Marks | None = None,
 ) -> list[Claimed]:
     """Claim deliveries of one partition and epoch (at most 500), answers in their order. Safe to send twice.
 
-    Raises Fenced when the partition has another owner, or another epoch, by now.
+    With `marks` done marks are members of sets, else keys. Raises Fenced when the partition has another owner, or
+    another epoch, by now; DeclarationError without `marks` where another worker of the group keeps them as members.
     """
     keys, epoch = deliveries[0].keys, deliveries[0].epoch
     mode = "suspects" if take_suspects else "normal"
-    reply = await _claim.run(
-        redis,
-        [keys.suspect(group), keys.owner(group), *keys.idems(group, [d.event_id for d in deliveries])],
-        [worker_id, lease_ms, window_ms, mode, epoch, *[d.ref for d in deliveries]],
-    )
-    if not reply:
-        raise fenced(keys, group, epoch)
+    event_ids = [d.event_id for d in deliveries]
+    tries = 0
+    while True:
+        told = members(marks, keys, group, event_ids)
+        reply = await _claim.run(
+            redis,
+            [keys.suspect(group), keys.owner(group), keys.marks(group), *keys.idems(group, event_ids), *told.keys],
+            [
+                worker_id, lease_ms, window_ms, mode, epoch, len(deliveries), *told.head,
+                *[d.ref for d in deliveries], *told.digests,
+            ],
+        )  # fmt: skip
+        if not reply:
+            raise fenced(keys, group, epoch)
+        if marks is None or reply[0] != _OTHER_PLAN:
+            break
+        tries += 1
+        marks.learn(keys.stream, reply[1].decode(), tries)
+    if reply[0] == _OTHER_STORE:
+        raise DeclarationError(other_store(keys, group))
     answers = [_RUN] * len(deliveries)
     for i in range(1, len(reply), 3):
         place, verdict, number = reply[i : i + 3]

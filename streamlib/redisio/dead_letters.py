@@ -12,12 +12,16 @@ from streamlib.redisio.again import Again, pack
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.dead_letter import DeadLetter
 from streamlib.redisio.failures import CLIENT_ERRORS, error_code
+from streamlib.redisio.marks import Marks, members, plan_of
 from streamlib.redisio.scripts import Executes, Script
 
 _replay = Script("replay")
 PAGE = 64
 """Dead letters per read; with their payloads and tracebacks a page stays under some 20 MiB."""
 DELETE_CHUNK = 500
+
+
+_OTHER_PLAN = 4
 
 
 class Replay(enum.IntEnum):
@@ -78,11 +82,16 @@ async def replay(
     Safe to send twice: the second answer is GONE.
     """
     body = pack(Again(letter.entry_id, 0, 0, "replayed", letter.fields))
-    code = await _replay.run(
-        redis,
-        [keys.dead(group), keys.again(group), keys.idem(group, event_id)],
-        [dead_id, event_id, body, window_ms],
-    )
+    marks, code, tries = Marks(), _OTHER_PLAN, 0
+    while code == _OTHER_PLAN:
+        marks.learn(keys.stream, (await plan_of(redis, keys, group)).text, tries)
+        told = members(marks, keys, group, [event_id])
+        code = await _replay.run(
+            redis,
+            [keys.dead(group), keys.again(group), keys.idem(group, event_id), keys.marks(group), *told.keys],
+            [dead_id, event_id, body, window_ms, marks.plan(keys.stream).text, *told.digests],
+        )
+        tries += 1
     return Replay(code)
 
 

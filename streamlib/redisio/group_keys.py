@@ -26,7 +26,7 @@ async def destroy(redis: Executes, keys: StreamKeys, group: str) -> None:
         await redis.execute("XGROUP", "DESTROY", keys.stream, group)
     await redis.execute(
         "UNLINK", keys.again(group), keys.retry(group), keys.retry_body(group), keys.dead(group), keys.suspect(group),
-        keys.owner(group), keys.key_states(group), keys.replay(group),
+        keys.owner(group), keys.key_states(group), keys.replay(group), keys.marks(group),
     )  # fmt: skip
 
 
@@ -35,9 +35,9 @@ async def many_keys(
 ) -> AsyncIterator[list[bytes]]:
     """What cannot be named without looking; of one slot at a time.
 
-    `kinds` are what stands behind the tag: "idem:<group>" for idempotency keys, "view:<name>" for the rows and indexes
-    of a view, "view:<name>:<generation>" for those of one generation. Where one node has everything it is looked
-    through once for all partitions.
+    `kinds` are what stands behind the tag: "idem:<group>" for idempotency keys, "done:<group>" for sets of done marks,
+    "view:<name>" for the rows and indexes of a view, "view:<name>:<generation>" for those of one generation. Where one
+    node has everything it is looked through once for all partitions.
     """
     for keys in partitions[:1] if one_node else partitions:
         tag = "{*}" if one_node and len(partitions) > 1 else "{" + keys.stream + "}"

@@ -212,8 +212,8 @@ async def look(redis: Executes, keys: StreamKeys, group: str, batch: Batch) -> l
 
 
 def _keys(keys: StreamKeys, group: str, batch: Batch) -> list[str]:
-    idem = (keys.idem(group, one.message.id) for one in batch.events)
-    return [keys.stream, keys.again(group), keys.retry(group), keys.replay(group), *idem]
+    idem = keys.idems(group, [one.message.id for one in batch.events])
+    return [keys.stream, keys.again(group), keys.retry(group), keys.replay(group), keys.marks(group), *idem]
 
 
 def _args(group: str, number: int, behind: str, batch: Batch, window_ms: int, looking: str) -> Sequence[Arg]:

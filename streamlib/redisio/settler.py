@@ -13,6 +13,7 @@ from streamlib.codec import Fields
 from streamlib.redisio.again import Again, pack
 from streamlib.redisio.dead_letter import Failure, dead_letter_fields
 from streamlib.redisio.delivery import Delivery, fenced
+from streamlib.redisio.marks import Marks, members
 from streamlib.redisio.scripts import Arg, Executes, Script
 
 _settle = Script("settle")
@@ -20,6 +21,7 @@ _settle = Script("settle")
 Kind = Literal["ack", "done", "retry", "back", "return", "dead", "hold"]
 
 HALTED_MS = -1
+_OTHER_PLAN = 2
 _MAX_TEXT = 500
 
 
@@ -122,46 +124,67 @@ async def settle(
     resent: bool,
     successors: Sequence[Delivery | None] = (),
     lease_ms: int = 0,
+    marks: Marks | None = None,
 ) -> list[Settled]:
     """Settle deliveries of one partition and epoch (at most 500), answers in their order. In groups with owners
     `successors` has for each the delivery that is to be claimed with it, if it counts and does not hold its key.
 
+    With `marks` done marks are members of sets, else keys; no successor is claimed then.
     Safe to send twice when the second says `resent`. Raises Fenced when the partition has another owner, or another
     epoch, by now.
     """
     keys, epoch = settlements[0].delivery.keys, settlements[0].delivery.epoch
-    following = successors if epoch else ()
+    following = successors if epoch and marks is None else ()
     plain: Sequence[int] = () if epoch else [i for i, one in enumerate(settlements) if _is_plain(one)]
     places = plain if len(plain) == len(settlements) else _plain_first(plain, len(settlements))
     ordered = [settlements[i] for i in places]
-    args: list[Arg] = [group, worker_id, window_ms, "1" if resent else "0", epoch, lease_ms, len(plain)]
-    args += [one.delivery.entry_id for one in ordered[: len(plain)]]
-    for one, successor in zip_longest(ordered[len(plain) :], following):
-        key = one.delivery.key if epoch else ""
-        after = successor.ref if successor is not None else ""
-        args += (one.kind, one.delivery.ref, key, after, one.number, len(one.parts), *one.parts)
-    reply = await _settle.run(
-        redis,
-        [
-            keys.stream,
-            keys.again(group),
-            keys.retry(group),
-            keys.retry_body(group),
-            keys.dead(group),
-            keys.suspect(group),
-            keys.owner(group),
-            keys.key_states(group),
-            *keys.idems(group, [one.delivery.event_id for one in ordered]),
-            *keys.idems(group, [one.event_id for one in following if one is not None]),
-        ],
-        args,
-    )
-    if not reply:
-        raise fenced(keys, group, epoch)
+    args = _outcomes(ordered, len(plain), following, epoch)
+    event_ids = [one.delivery.event_id for one in ordered]
+    only_last = not resent and all(one.kind != "return" for one in ordered[len(plain) :])
+    tries = 0
+    while True:
+        told = members(marks, keys, group, event_ids, only_last=only_last)
+        reply = await _settle.run(
+            redis,
+            [
+                keys.stream,
+                keys.again(group),
+                keys.retry(group),
+                keys.retry_body(group),
+                keys.dead(group),
+                keys.suspect(group),
+                keys.owner(group),
+                keys.key_states(group),
+                keys.marks(group),
+                *keys.idems(group, event_ids),
+                *keys.idems(group, [one.event_id for one in following if one is not None]),
+                *told.keys,
+            ],
+            [
+                group, worker_id, window_ms, "1" if resent else "0", epoch, lease_ms, *told.head,
+                len(told.keys) // len(ordered), len(ordered), len(plain), *args, *told.digests,
+            ],
+        )  # fmt: skip
+        if not reply:
+            raise fenced(keys, group, epoch)
+        if marks is None or reply[0] != _OTHER_PLAN:
+            break
+        tries += 1
+        marks.learn(keys.stream, reply[1].decode(), tries)
     answers = [Settled.COUNTS] * len(settlements)
     for i in range(1, len(reply), 2):
         answers[places[reply[i] - 1]] = Settled(reply[i + 1])
     return answers
+
+
+def _outcomes(ordered: Sequence[Settlement], plain: int, following: Sequence[Delivery | None], epoch: int) -> list[Arg]:
+    """What the script is told of each outcome, of the first `plain` ones no more than their refs."""
+    args: list[Arg] = [one.delivery.entry_id for one in ordered[:plain]]
+    for one, successor in zip_longest(ordered[plain:], following):
+        key = one.delivery.key if epoch else ""
+        after = successor.ref if successor is not None else ""
+        args += (one.kind, one.delivery.ref, key, after, one.number, len(one.parts), *one.parts)
+    return args
 
 
 def _is_plain(one: Settlement) -> bool:

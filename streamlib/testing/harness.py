@@ -25,6 +25,7 @@ from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.dead_letter import parse_dead_letter
 from streamlib.redisio.generations import live_generation
 from streamlib.redisio.later import promote_later
+from streamlib.redisio.marks import are_done
 from streamlib.redisio.retries import promote
 from streamlib.settings import Settings
 from streamlib.testing.fake_redis import FakeServer
@@ -264,11 +265,12 @@ class Harness:
         types = dict(_name_and_type(topic.codec, *entry) for entry in entries)
         if not types:
             return []
-        states = await self._door.execute("MGET", *(stream.idem(group, event_id) for event_id in types))
+        states = await self._door.execute("MGET", *stream.idems(group, types))
+        members = await are_done(self._door, stream, group, list(types))
         return [
             Handled(topic.name, group, event_id, types[event_id])
-            for event_id, state in zip(types, states, strict=True)
-            if state == b"d"
+            for event_id, state, is_member in zip(types, states, members, strict=True)
+            if state == b"d" or (state is None and is_member)
         ]
 
     async def _dead(self, topic: TopicSpec, group: str, stream: StreamKeys) -> list[Dead]:

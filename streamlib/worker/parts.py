@@ -47,4 +47,5 @@ class Parts(Struct, frozen=True, kw_only=True):
             lease_ms=self.settings.lease_ms,
             window_ms=self.group.window_ms,
             take_suspects=take_suspects,
+            marks=self.group.marks,
         )

@@ -20,6 +20,7 @@ from streamlib.keys import Keys
 from streamlib.metrics.worker import WorkerMetrics
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import error_kind
+from streamlib.redisio.marks import refuse_members
 from streamlib.redisio.publisher import Publisher
 from streamlib.settings import Settings
 from streamlib.topic import TopicSpec
@@ -82,8 +83,10 @@ class Worker:
         """Work until `stop` is set (with `burst`, until nothing is left), then drain.
 
         Returns 0, or 7 when handlers did not end within worker.drain_s. A bug in a background loop is raised after
-        the drain: the process must end and be started anew.
+        the drain: the process must end and be started anew. Raises DeclarationError where other workers keep the done
+        marks of a group in another store.
         """
+        await self._check_store()
         threads = ThreadPoolExecutor(self._threads_needed(), thread_name_prefix="streamlib-handler")
         self._parts.door.observe = self._parts.metrics.redis_command
         try:
@@ -120,6 +123,13 @@ class Worker:
         return not problems, f"{problems_told}; paused: {paused}" if paused else problems_told
 
     # ---------------------------------------------------------------------------------------------------------
+
+    async def _check_store(self) -> None:
+        parts = self._parts
+        for spec in parts.groups if parts.settings.idempotency.store == "keys" else ():
+            for partition in range(spec.topic.partitions):
+                keys = parts.keys.stream(spec.topic.name, partition, spec.topic.partitions)
+                await refuse_members(parts.door, keys, spec.group)
 
     def _threads_needed(self) -> int:
         default = self._parts.settings.worker.concurrency

@@ -190,6 +190,7 @@ class Settling:
                 resent=tries > 1,
                 successors=successors,
                 lease_ms=self._lease_ms,
+                marks=self._group.marks,
             )
 
         def failed(kind: str, error: Exception) -> None:

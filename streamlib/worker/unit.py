@@ -16,6 +16,7 @@ from streamlib.metrics.worker import WorkerMetrics
 from streamlib.redisio import consumers, registry
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS
+from streamlib.redisio.marks import Marks
 from streamlib.redisio.publisher import Publisher
 from streamlib.settings import Settings
 from streamlib.worker.consumer import Consumer
@@ -75,6 +76,7 @@ class GroupUnit:
             worker_id=shared.worker_id,
             consumer=shared.consumer,
             window_ms=int(settings.idempotency.window_s * 1000),
+            marks=Marks() if settings.idempotency.store == "compact" else None,
             halts=spec.on_dead == "block",
         )
         self.intake: Intake = self._make_intake(group)

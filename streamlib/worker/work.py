@@ -10,6 +10,7 @@ from streamlib.event import Event
 from streamlib.message import Message, entry_time_ms
 from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.marks import Marks
 from streamlib.redisio.settler import Settlement
 from streamlib.worker.handlers import HandlerSpec
 
@@ -66,5 +67,7 @@ class Group(Struct, frozen=True, kw_only=True):
     worker_id: str
     consumer: str
     window_ms: int = field(default=3_600_000)
+    marks: Marks | None = None
+    """Where done marks are members of sets; None where they are keys."""
     halts: bool = False
     """Whether a key stands still at an event that would go to the dead letters."""

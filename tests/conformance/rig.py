@@ -9,6 +9,7 @@ from typing import Any, Self
 from streamlib import App, Context, Event, Settings, Topic
 from streamlib.settings import RedisSettings, WorkerSettings
 from tests.conformance.places import Place
+from tests.helpers.marks import IDEMPOTENCY
 
 GROUP = "readers"
 TOPIC = "notes"
@@ -28,7 +29,8 @@ Handle = Callable[[Note, Context], Awaitable[None]]
 def make_app(url: str, **worker: Any) -> App:
     """An app as each process would have its own: leases of a second, quick reads."""
     quick = {"lease_ms": 1_000, "block_ms": 200, "drain_s": 10, **worker}
-    return App("conformance", settings=Settings(redis=RedisSettings(url=url), worker=WorkerSettings(**quick)))
+    settings = Settings(redis=RedisSettings(url=url), idempotency=IDEMPOTENCY, worker=WorkerSettings(**quick))
+    return App("conformance", settings=settings)
 
 
 @asynccontextmanager

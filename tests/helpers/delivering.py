@@ -14,10 +14,12 @@ from streamlib.keys import Keys
 from streamlib.redisio.claims import claim
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.marks import Marks
 from streamlib.redisio.reader import Reader
 from streamlib.redisio.settler import Settled, Settlement, settle
 from streamlib.settings import RedisSettings, WorkerSettings
 from streamlib.worker.runner import Worker
+from tests.helpers.marks import COMPACT, IDEMPOTENCY, is_member
 from tests.helpers.publishing import open_door
 from tests.helpers.servers import connect
 
@@ -35,6 +37,7 @@ class Partition:
         self.client: Any = client
         self.keys = Keys().stream(STREAM, 0, 1)
         self.again = self.keys.again(GROUP)
+        self.marks: dict[str, Marks] | None = {} if COMPACT else None
         for stream in (self.keys.stream, self.again):
             client.xgroup_create(stream, GROUP, "0", mkstream=True)
 
@@ -71,6 +74,7 @@ class Partition:
             lease_ms=lease_ms,
             window_ms=WINDOW_MS,
             take_suspects=suspects,
+            marks=self.marks_of(worker),
         )
         return [(answer.verdict.name, answer.number) for answer in answers]
 
@@ -86,13 +90,20 @@ class Partition:
         self, settlements: Sequence[Settlement], worker: str = "w1", *, resent: bool = False
     ) -> list[bool]:
         answers = await settle(
-            self.door, settlements, group=GROUP, worker_id=worker, window_ms=WINDOW_MS, resent=resent
-        )
+            self.door, settlements, group=GROUP, worker_id=worker, window_ms=WINDOW_MS, resent=resent,
+            marks=self.marks_of(worker),
+        )  # fmt: skip
         return [answer is not Settled.LOST for answer in answers]
+
+    def marks_of(self, worker: str) -> Marks | None:
+        """Where this worker believes done marks to be; None where they are keys."""
+        return self.marks.setdefault(worker, Marks()) if self.marks is not None else None
 
     def state(self, event_id: str) -> str:
         """The idempotency key: "" for none, "d", "x", "r", or "c <worker>:<entry ref>" without its deadline."""
         raw: Any = self.client.get(self.keys.idem(GROUP, event_id))
+        if raw is None and is_member(self.client, STREAM, GROUP, event_id):
+            return "d"
         text = (raw or b"").decode()
         return f"c {text.partition(':')[2]}" if text.startswith("c") else text
 
@@ -113,9 +124,10 @@ class Partition:
         return found
 
     def everything(self) -> dict[bytes, Any]:
-        """Every key with its serialized value: equal before and after means that nothing was written."""
+        """Every key with its serialized value: equal before and after means that nothing was written; the plan of done
+        marks aside."""
         keys: Any = self.client.keys()
-        return {key: self.client.dump(key) for key in keys}
+        return {key: self.client.dump(key) for key in keys if key.decode() != self.keys.marks(GROUP)}
 
 
 @asynccontextmanager
@@ -128,7 +140,14 @@ async def a_partition(url: str) -> AsyncIterator[Partition]:
 def settings(url: str, *, sections: dict[str, Any] | None = None, **worker: Any) -> Settings:
     """Settings for quick tests: short leases and reads; `worker` and whole `sections` override."""
     quick = {"lease_ms": 1_500, "block_ms": 50, "drain_s": 5.0, "concurrency": 8, **worker}
-    return Settings(**{"redis": RedisSettings(url=url), "worker": WorkerSettings(**quick), **(sections or {})})
+    return Settings(
+        **{
+            "redis": RedisSettings(url=url),
+            "idempotency": IDEMPOTENCY,
+            "worker": WorkerSettings(**quick),
+            **(sections or {}),
+        }
+    )
 
 
 class Running:

@@ -12,6 +12,8 @@ from typing import Any
 import redis
 from msgspec import Struct
 
+from tests.helpers.marks import is_member
+
 MANY = 10_000_000
 AnyClient = redis.Redis | redis.RedisCluster
 """Of one server or of a cluster, in bytes mode with RESP2 shapes."""
@@ -116,7 +118,11 @@ def _partition_ledger(client: AnyClient, stream: str, group: str, ids: list[str]
         pending=frozenset(event_ids[row["message_id"]] for row in _rows(pending) if row["message_id"] in event_ids),
         retrying=frozenset(_text(member) for member in retry) | _ids_of(again),
         dead=_ids_of(dead),
-        done=frozenset(event_id for event_id, state in states.items() if (state or b"").startswith(b"d")),
+        done=frozenset(
+            event_id
+            for event_id, state in states.items()
+            if (state or b"").startswith(b"d") or (state is None and is_member(client, stream, group, event_id))
+        ),
         marked_dead=frozenset(event_id for event_id, state in states.items() if (state or b"").startswith(b"x")),
     )
 
@@ -192,6 +198,8 @@ def _rule(pattern: str, type_: str, *, expires: bool = False) -> KeyRule:
 KEY_RULES = (
     _rule(_STREAM, "stream"),
     _rule(rf"{_TAG}:idem:{_NAME}:.+", "string"),  # whether it must expire depends on its state
+    _rule(rf"{_TAG}:done:{_NAME}", "hash", expires=True),
+    _rule(rf"{_TAG}:done:{_NAME}:\d+:\d+", "set", expires=True),
     _rule(rf"{_TAG}:retry:{_NAME}", "zset"),
     _rule(rf"{_TAG}:retrybody:{_NAME}", "hash"),
     _rule(rf"{_TAG}:(again|dead):{_NAME}", "stream"),

@@ -11,6 +11,7 @@ import pytest
 from streamlib import App, Context, Event, Retry
 from streamlib.redisio.scripts import Script
 from tests.helpers.delivering import burst, counted, dead_letters, outcomes, running, settings
+from tests.helpers.marks import mark
 from tests.helpers.oracle import assert_nothing_lost
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.publishing import stored_ids
@@ -143,8 +144,7 @@ async def test_a_proxy_that_goes_silent_costs_nothing_but_time(proxy: ChaosProxy
 
 
 def _ended(client: Any, ids: list[str]) -> bool:
-    states = client.mget(["{jobs}:idem:g:" + event_id for event_id in ids])
-    return all(state in (b"d", b"x") for state in states)
+    return all(mark(client, "jobs", "g", event_id) in (b"d", b"x") for event_id in ids)
 
 
 async def _struck(proxy: ChaosProxy, *, more_than: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 from streamlib import App, Context, Event
 from streamlib.keys import Keys
 from tests.helpers.delivering import GROUP, counted, running, settings
+from tests.helpers.marks import forget
 from tests.helpers.owning import OwnedPartition, an_owned_partition
 from tests.helpers.waiting import eventually
 
@@ -28,7 +29,7 @@ class Noted(Event):
 def ack_is_lost(client: Any, entry_id: str, event_id: str) -> None:
     """As on a replica that became the primary before the ack had reached it."""
     assert client.xclaim("moves", GROUP, "gone", 0, [entry_id], force=True, justid=True) == [entry_id.encode()]
-    client.delete(KEYS.idem(GROUP, event_id))
+    forget(client, "moves", GROUP, event_id)
 
 
 async def test_an_ack_that_a_failover_took_back_is_made_again_by_the_same_owner(redis_url: str, client: Any) -> None:

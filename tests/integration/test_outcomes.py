@@ -12,6 +12,7 @@ import pytest
 
 from streamlib import App, Context, Event, Reject, Retry, RetryLater
 from tests.helpers.delivering import burst, counted, dead_letters, outcomes, running, settings
+from tests.helpers.marks import mark
 from tests.helpers.oracle import assert_nothing_lost, ledger
 from tests.helpers.waiting import eventually
 
@@ -186,7 +187,7 @@ async def test_what_swallows_its_cancellation_keeps_its_claim_until_it_ends(redi
         release.set()
         await eventually(lambda: _pending(client) == 0)
         assert runs == {"hang": 1}
-        assert client.get("{jobs}:idem:g:e-1") == b"d", "it returned: that is success"
+        assert mark(client, "jobs", "g", "e-1") == b"d", "it returned: that is success"
 
 
 async def test_a_thread_past_its_timeout_keeps_its_claim_until_it_ends(redis_url: str, client: Any) -> None:
@@ -207,7 +208,7 @@ async def test_a_thread_past_its_timeout_keeps_its_claim_until_it_ends(redis_url
         assert runs == {"hang": 1}
         assert _pending(client) == 1
         release.set()
-        await eventually(lambda: client.get("{jobs}:idem:g:e-1") == b"d")
+        await eventually(lambda: mark(client, "jobs", "g", "e-1") == b"d")
         assert runs == {"hang": 1}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +79,22 @@ def any_partition(app: App, topic: Topic) -> StreamKeys:
 
 async def _done(app: App, group: str) -> int:
     """How many events Redis has marked as done for a group: one mark per event, however often it ran."""
-    pattern = any_partition(app, _TOPIC_OF[group]).idem(group, "*")
-    cursor, done = b"0", 0
+    keys, done = any_partition(app, _TOPIC_OF[group]), 0
+    async for names in _named(app, keys.idem(group, "*")):
+        done += (await app.redis.execute("MGET", *names)).count(b"d")
+    async for names in _named(app, keys.mark_set(group, "*", "*")):  # the compact store
+        done += sum([await app.redis.execute("SCARD", name) for name in names])
+    return done
+
+
+async def _named(app: App, pattern: str) -> AsyncIterator[list[bytes]]:
+    cursor = b"0"
     while True:
         cursor, names = await app.redis.execute("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
         if names:
-            done += (await app.redis.execute("MGET", *names)).count(b"d")
+            yield names
         if cursor == b"0":
-            return done
+            return
 
 
 async def _dead(app: App) -> tuple[dict[str, set[str]], str]:

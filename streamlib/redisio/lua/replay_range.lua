@@ -4,7 +4,8 @@
 -- KEYS[2]      {S}:again:<group>
 -- KEYS[3]      {S}:retry:<group>
 -- KEYS[4]      {S}:replay:<group>: how far the run has come on this partition, and its totals
--- KEYS[5..n+4] {S}:idem:<group>:<event id>, one per event
+-- KEYS[5]      {S}:done:<group>: it exists where done marks are members of sets
+-- KEYS[6..n+5] {S}:idem:<group>:<event id>, one per event
 -- ARGV[1]      group
 -- ARGV[2]      number of the run; a later run of the group has a greater one
 -- ARGV[3]      id of the entry behind which this batch begins, "" at the start of the range
@@ -28,7 +29,7 @@
 
 local NAMES = { "replayed", "busy", "waiting", "dead", "filtered", "foreign", "not_delivered", "copies" }
 local REPLAYED, BUSY, WAITING, DEAD = 0, 1, 2, 3
-local S, AGAIN, RETRY, PROGRESS, FIRST_KEY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 5
+local S, AGAIN, RETRY, PROGRESS, MARKS, FIRST_KEY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], 6
 local group, run, behind, upto, looking = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[7] == "1"
 for i, wanted in ipairs({ "stream", "stream", "zset", "hash" }) do
     local kind = redis.call("TYPE", KEYS[i]).ok
@@ -90,11 +91,15 @@ if looking then
     return codes
 end
 
+local remembered_ms = ARGV[5]
+if redis.call("EXISTS", MARKS) == 1 then -- the old done mark, which counts where no key tells more, must not outlive it
+    remembered_ms = string.format("%.0f", 2 * ARGV[5])
+end
 for i, code in ipairs(codes) do
     if code == REPLAYED then
         local at = 12 + (i - 1) * 3
         redis.call("XADD", AGAIN, "*", "id", ARGV[at + 1], "body", ARGV[at + 2])
-        redis.call("SET", KEYS[FIRST_KEY + i - 1], "r", "PX", ARGV[5])
+        redis.call("SET", KEYS[FIRST_KEY + i - 1], "r", "PX", remembered_ms)
     end
     totals[code + 1] = totals[code + 1] + 1
 end

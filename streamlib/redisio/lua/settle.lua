@@ -8,19 +8,25 @@
 -- KEYS[6]      {S}:suspect:<group>
 -- KEYS[7]      {S}:owner:<group>
 -- KEYS[8]      {S}:keys:<group>
--- KEYS[9..n+8] {S}:idem:<group>:<event id>, one per outcome
--- KEYS[n+9..]  the same of each successor that is named below, in their order
+-- KEYS[9]      {S}:done:<group>
+-- KEYS[10..]   {S}:idem:<group>:<event id>, one per outcome; then the same of each successor that is named below, in their
+--              order; then, where done marks are members, per outcome its sets in the segments of the plan that are given
 -- ARGV[1]      group
 -- ARGV[2]      worker id
 -- ARGV[3]      idempotency window, ms
 -- ARGV[4]      "1" when these outcomes were sent before and the reply was lost
 -- ARGV[5]      the epoch in which the worker owns the partition; "0" in groups without owners, where nothing is checked
 -- ARGV[6]      lease of a claim on a successor, ms
--- ARGV[7]      how many of the outcomes, the first ones, are plain: "done" with no parts and no successor, of an entry of
+-- ARGV[7]      "members" where done marks are members of sets, "keys" where they are keys of their own
+-- ARGV[8]      the plan of these sets as the asker knows it: "<opened, ms>.<shards>" per segment, oldest first
+-- ARGV[9]      the count of segments given for each outcome, the last one among them; marks go to that one
+-- ARGV[10]     the count of outcomes
+-- ARGV[11]     how many of the outcomes, the first ones, are plain: "done" with no parts and no successor, of an entry of
 --              S, in a group without owners
 -- then per plain outcome: the entry's ref
 -- then per other outcome: kind, entry ref, the event's key, its successor, a number, the count of parts, the parts; the
 -- successor is "" or the ref of the entry that is to be claimed once this outcome is recorded
+-- then, where done marks are members, per outcome the digest of its event's id
 --   ack    -            nothing to record: a duplicate or a type that the group skips
 --   done   -            parts: per emitted event the count of its fields and the fields
 --   retry  delay in ms  parts: event id, body
@@ -33,7 +39,8 @@
 -- Returns 1, and two numbers for each outcome that did not simply settle: its place (from 1), and
 --   0  the lease was lost and nothing was written for it
 --   2  settled, and its successor is claimed
--- or the empty list: fenced, another worker or another epoch owns the partition and nothing was written at all.
+-- or the empty list: fenced, another worker or another epoch owns the partition and nothing was written at all;
+-- or {2, plan} when done marks go by another plan than the asker knows: of what was asked nothing was written.
 -- A successor is claimed only where nothing is known of it but that it waits, or by our own first try; claim.lua tells
 -- the rest.
 -- Sent twice (ARGV[4]), an outcome that finds the state its kind writes counts as settled and is not written again.
@@ -42,20 +49,65 @@
 -- Nearly every outcome is plain: all of them are looked up, acknowledged and, where the server can, marked by one command.
 
 local S, AGAIN, RETRY, BODY, DEAD, SUSPECT = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local OWNER, STATES = KEYS[7], KEYS[8]
+local OWNER, STATES, MARKS = KEYS[7], KEYS[8], KEYS[9]
 local group, worker, window_ms, resent = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == "1"
-local BEFORE_IDEM, BEFORE_REFS = 8, 7
+local BEFORE_IDEM, BEFORE_REFS = 9, 11
+local SEGMENTS, MEMBERS, FULL, GROWTH = 4, 80, 1.2, 16 -- of a window; of a set; of what was planned; of a plan
 local MOST_FIELDS = 7000 -- names and values that unpack() can hand to one XADD
 local WRITES = { done = "d", retry = "r", back = "r", ["return"] = "r", dead = "x" }
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local epoch, lease_ms, plain = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local epoch, lease_ms = ARGV[5], tonumber(ARGV[6])
+local are_members, segments = ARGV[7] == "members", tonumber(ARGV[9])
+local total, plain = tonumber(ARGV[10]), tonumber(ARGV[11])
 local has_msetex = (redis.VALKEY_VERSION_NUM or 0) >= 0x090100 or (redis.REDIS_VERSION_NUM or 0) >= 0x080400
 local me = epoch == "0" and worker or worker .. "@" .. epoch
 if epoch ~= "0" then
     local owner = redis.call("HMGET", OWNER, "owner", "epoch")
     if owner[1] ~= worker or owner[2] ~= epoch then
         return {}
+    end
+end
+
+local span_ms = math.floor(window_ms / SEGMENTS)
+local lasting_ms = string.format("%.0f", window_ms + span_ms)
+
+-- The plan that stands. Its last segment takes marks until it is full or has lasted a quarter of the window; then the next
+-- one is opened, with sets for as many marks as its time will bring at the rate of the last.
+local function plan_now()
+    local stored = redis.call("HMGET", MARKS, "plan", "count")
+    local kept, opened, shards = {}, 0, 0
+    for at, sets in string.gmatch(stored[1] or "", "(%d+)%.(%d+)") do
+        at, sets = tonumber(at), tonumber(sets)
+        if opened > 0 and at + window_ms > now then -- a segment takes no marks any more once the next one is opened
+            kept[#kept + 1] = string.format("%.0f.%d", opened, shards)
+        end
+        opened, shards = at, sets
+    end
+    local count = tonumber(stored[2] or 0)
+    if opened > 0 and now < opened + span_ms and count < shards * MEMBERS * FULL then
+        return stored[1]
+    end
+    local wanted = 16
+    if opened > 0 then
+        kept[#kept + 1] = string.format("%.0f.%d", opened, shards)
+        local rate = count / math.max(now - opened, 1)
+        wanted = math.max(math.min(math.ceil(rate * span_ms / MEMBERS), shards * GROWTH), 1)
+    end
+    kept[#kept + 1] = string.format("%.0f.%d", math.max(now, opened + 1), wanted)
+    local plan = table.concat(kept, " ")
+    local set = redis.pcall("HSET", MARKS, "plan", plan, "count", 0)
+    if type(set) == "table" and set.err then -- Redis is full: what was planned goes on
+        return stored[1] or ""
+    end
+    redis.call("PEXPIRE", MARKS, lasting_ms)
+    return plan
+end
+
+if are_members then
+    local plan = plan_now()
+    if plan ~= ARGV[8] then
+        return { 2, plan }
     end
 end
 
@@ -126,11 +178,28 @@ end
 
 local states = redis.call("MGET", unpack(KEYS, BEFORE_IDEM + 1))
 local outcomes, ended = {}, {}
+local args = are_members and #ARGV - total or #ARGV
+local first_set = #KEYS - total * segments -- the key before it
+
+local function digest(place)
+    return ARGV[args + place]
+end
+
+-- The state of an event; where done marks are members they are looked for in the segments given.
+local function state_of(place, key)
+    local state = states[place] or redis.call("GET", key) -- refuses a key of a wrong type
+    for i = 1, state and 0 or segments do
+        if redis.call("SISMEMBER", KEYS[first_set + (place - 1) * segments + i], digest(place)) == 1 then
+            return "d"
+        end
+    end
+    return state
+end
 
 -- Takes an outcome up, decides it; false as above.
 local function take(one, place)
     one.place, one.key = place, KEYS[BEFORE_IDEM + place]
-    one.verdict = decide(one.kind, one.ref, states[place] or redis.call("GET", one.key)) -- GET refuses a wrong type
+    one.verdict = decide(one.kind, one.ref, state_of(place, one.key))
     if one.verdict == "write" and ended[one.key] then
         -- One entry twice in a batch has one outcome; of copies handed back the first carries the event on.
         one.verdict = ended[one.key] == one.ref and "settled" or "ack"
@@ -142,9 +211,9 @@ local function take(one, place)
 end
 
 -- A worker's claims are made many at once: they differ by their refs alone.
-local ids, marks, known, claimed = {}, {}, 0, ""
+local ids, marks, places, known, claimed = {}, {}, {}, 0, ""
 local at, place = BEFORE_REFS + plain + 1, plain
-local mixed = at <= #ARGV
+local mixed = at <= args
 for i = 1, plain do
     local ref, state = ARGV[BEFORE_REFS + i], states[i]
     if state and state ~= claimed .. ref then
@@ -155,6 +224,7 @@ for i = 1, plain do
         local key = KEYS[BEFORE_IDEM + i]
         known = known + 1
         ids[known], marks[2 * known - 1], marks[2 * known] = ref, key, "d"
+        places[known] = i
         if mixed then
             ended[key] = ref
         end
@@ -165,7 +235,7 @@ end
 if #ids > 0 then
     needed[S] = "stream"
 end
-while at <= #ARGV do
+while at <= args do
     local one = { kind = ARGV[at], ref = ARGV[at + 1], of = ARGV[at + 2], first = at + 6 }
     one.successor, one.number, one.count = ARGV[at + 3], tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
     at, place = one.first + one.count, place + 1
@@ -202,6 +272,7 @@ for _, one in ipairs(outcomes) do
         if one.verdict == "write" and one.kind == "done" then
             local last = #marks
             marks[last + 1], marks[last + 2] = one.key, "d"
+            places[#places + 1] = one.place
         end
     end
 end
@@ -225,6 +296,34 @@ local function remember(key, state, ms)
     redis.call("SET", key, state, "PXAT", string.format("%.0f", now + ms))
 end
 
+-- Makes a done mark a member of its set; false where that cannot be: it is a key then.
+local function add_member(place)
+    local set = KEYS[first_set + place * segments]
+    local added = redis.pcall("SADD", set, digest(place))
+    if type(added) == "table" then
+        return false
+    end
+    redis.call("PEXPIRE", set, lasting_ms)
+    return true
+end
+
+if are_members and segments > 0 and #places > 0 then
+    local over, left = {}, {}
+    for _, place in ipairs(places) do
+        local key = KEYS[BEFORE_IDEM + place]
+        if add_member(place) then
+            over[#over + 1] = key
+        else
+            left[#left + 1], left[#left + 2] = key, "d"
+        end
+    end
+    if #over > 0 then
+        redis.call("DEL", unpack(over))
+        redis.call("HINCRBY", MARKS, "count", #over)
+        redis.call("PEXPIRE", MARKS, lasting_ms)
+    end
+    marks = left
+end
 local count, expires = #marks / 2, string.format("%.0f", now + window_ms)
 if has_msetex and count > 0 then
     local last = #marks
