@@ -32,8 +32,9 @@ from streamlib import App
 from streamlib.errors import ConcurrencyConflict, PublishError
 from streamlib.message import entry_order
 from streamlib.redisio import event_store
-from streamlib.redisio.aggregate_reader import AnsweredBefore, Stored
+from streamlib.redisio.aggregate_reader import AnsweredBefore
 from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.elements import Stored
 from streamlib.redisio.event_store import Answer, EventStore
 from streamlib.topic import TopicSpec
 from tests.conformance.places import Place
