@@ -7,7 +7,7 @@ import contextvars
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor as Threads
 from typing import Any
 
@@ -18,11 +18,15 @@ from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.publisher import Publisher
 from streamlib.topic import TopicSpec
 from streamlib.worker.context import BatchContext, Context
-from streamlib.worker.handlers import Function
+from streamlib.worker.handlers import Function, HandlerSpec
 from streamlib.worker.outcomes import HandlerReturned, HandlerTimeout, Outcomes
 from streamlib.worker.work import Ended, Group, OnEnd, Work
 
 logger = logging.getLogger(__name__)
+
+Follow = Callable[[Work], Work | None]
+"""From a thread: this event's run simply succeeded; the next one to run, or None, and then no note was taken of that
+end."""
 
 
 class Executor:
@@ -44,20 +48,31 @@ class Executor:
         self._threads = threads
         self._outcomes = Outcomes(group, rng)
 
-    async def run(self, works: Sequence[Work], on_end: OnEnd) -> None:
+    async def run(self, works: list[Work], on_end: OnEnd, follow: Follow) -> None:
         """Run what a lane took: one event, or the events of one batch. `on_end` hears of each as it ends, with None
-        where nothing may be recorded: the claim was lost, or its code still runs."""
-        if works[0].handler.is_batch:
+        where nothing may be recorded: the claim was lost, or its code still runs.
+
+        A thread goes on with what `follow` gives it: then `works` holds the event that runs, and at last the one whose
+        end `on_end` hears of here."""
+        handler = works[0].handler
+        if handler.is_batch:
             await self._run_batch(works, on_end)
             return
-        work = works[0]
-        context = self._context(work)
         try:
-            await self._call(work, (work.event, context) if work.handler.takes_context else (work.event,))
-            ended: Ended | None = self._outcomes.done(work, await self._emit(context) if context.emitted else ())
+            if handler.is_async:
+                context = self._context(works[0])
+                await self._call(works[0], _arguments(handler, works[0].event, context))
+            else:
+                context = await self._run_in_thread(works, follow)
+            ended = self.done(works[0], await self._emit(context) if context.emitted else ())
         except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
-            ended = self._outcomes.of_error(work, error, work.seconds)
-        on_end(work, ended)
+            on_end(works[0], self._outcomes.of_error(works[0], error, works[0].seconds))
+        else:
+            on_end(works[0], ended)
+
+    def done(self, work: Work, emitted: Sequence[Fields] = ()) -> Ended:
+        """The outcome of a run that ended well."""
+        return self._outcomes.done(work, emitted)
 
     async def _run_batch(self, works: Sequence[Work], on_end: OnEnd) -> None:
         contexts = [(work.event, self._context(work)) for work in works]
@@ -65,7 +80,7 @@ class Executor:
         first, handler = works[0], works[0].handler
         events = [work.event for work in works]
         try:
-            await self._call(first, (events, batch) if handler.takes_context else (events,))
+            await self._call(first, _arguments(handler, events, batch))
         except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
             if len(works) == 1 or handler.rerun == "never" or self._outcomes.is_ours(first, error):
                 for work in works:
@@ -119,11 +134,35 @@ class Executor:
             work.seconds, work.started = time.perf_counter() - work.started, 0.0
             if work.timed_out:
                 _uncancel()
-        if result is not None:
-            raise HandlerReturned(
-                f"{handler.name} returned {type(result).__name__}; handlers return None: raise Reject to dead-letter "
-                "an event, RetryLater or any other error to run it again"
-            )
+        _check_returned(handler, result)
+
+    async def _run_in_thread(self, works: list[Work], follow: Follow) -> Context:
+        """The context of the last event that the thread ran; raises what that run raised."""
+        loop, variables = asyncio.get_running_loop(), contextvars.copy_context()
+        context, result, error = await loop.run_in_executor(self._threads, self._go_on, works, variables, follow)
+        if error is not None:
+            raise error
+        _check_returned(works[0].handler, result)
+        return context
+
+    def _go_on(
+        self, works: list[Work], variables: contextvars.Context, follow: Follow
+    ) -> tuple[Context, Any, BaseException | None]:
+        """In the thread: run one event after another while they simply succeed and others follow. Waking the event loop
+        for each of them, and a thread for the next, costs more than most handlers do."""
+        while True:
+            work = works[0]
+            context, handler = self._context(work), work.handler
+            arguments = _arguments(handler, work.event, context)
+            work.started = time.perf_counter()
+            # Threads are used again: the next event must not see this one's variables.
+            result, error = variables.copy().run(_guarded, handler.function, arguments)
+            work.seconds, work.started = time.perf_counter() - work.started, 0.0
+            plain = error is None and result is None and not context.emitted
+            following = follow(work) if plain else None
+            if following is None:
+                return context, result, error
+            works[0] = following
 
     async def _call_in_thread(self, function: Function, arguments: tuple[Any, ...]) -> Any:
         loop = asyncio.get_running_loop()
@@ -164,6 +203,18 @@ class Executor:
 
     def _context(self, work: Work) -> Context:
         return Context(self._topic, self._group.group, work.delivery, work.message, self._state)
+
+
+def _arguments(handler: HandlerSpec, event: Any, context: Any) -> tuple[Any, ...]:
+    return (event, context) if handler.takes_context else (event,)
+
+
+def _check_returned(handler: HandlerSpec, result: Any) -> None:
+    if result is not None:
+        raise HandlerReturned(
+            f"{handler.name} returned {type(result).__name__}; handlers return None: raise Reject to dead-letter "
+            "an event, RetryLater or any other error to run it again"
+        )
 
 
 def _uncancel() -> None:

@@ -46,7 +46,8 @@ class Lanes:
         self._may_start = may_start
         self._ready: deque[Work] = deque()
         self._bug: BaseException | None = None
-        self.waiting_bytes = 0
+        self._finished: deque[Work] = deque()
+        self._telling = False
         self._running: dict[asyncio.Task[None], list[Work]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.TimerHandle | None = None
@@ -56,6 +57,7 @@ class Lanes:
         self._asleep: deque[asyncio.Future[None]] = deque()
 
     def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         for _ in range(self._concurrency):
             self._start_lane()
 
@@ -93,9 +95,12 @@ class Lanes:
             return self._concurrency * self._batch
         return int(self._concurrency * seconds / max(self._seconds_per_event, 1e-6))
 
+    @property
+    def waiting_bytes(self) -> int:
+        return sum([work.delivery.size for work in self._ready.copy()])
+
     def put(self, work: Work) -> None:
         self._ready.append(work)
-        self.waiting_bytes += work.delivery.size
         if self._asleep:
             self._wake_one()
 
@@ -109,9 +114,11 @@ class Lanes:
         """The claim was lost: drop the work if it waits, cancel it if it runs alone in a lane. A thread cannot be
         cancelled and keeps its lane until it ends; its outcome is fenced."""
         work.lost = True
-        if work in self._ready:
+        try:
             self._ready.remove(work)
-            self.waiting_bytes -= work.delivery.size
+        except ValueError:
+            pass
+        else:
             self._on_end(work, None)
             self._on_room()
             return
@@ -128,14 +135,16 @@ class Lanes:
 
     def take_back(self, partition: int | None = None) -> list[Work]:
         """The work that did not start, all or of one partition; it waits here no more."""
-        unstarted = [work for work in self._ready if partition in (None, work.delivery.partition)]
-        self._ready = deque(work for work in self._ready if partition not in (None, work.delivery.partition))
-        self.waiting_bytes = sum(work.delivery.size for work in self._ready)
+        waiting: list[Work] = []
+        while (work := self._pop()) is not None:
+            waiting.append(work)
+        unstarted = [work for work in waiting if partition in (None, work.delivery.partition)]
+        self._ready.extend(work for work in waiting if partition not in (None, work.delivery.partition))
         return unstarted
 
     def works(self) -> list[Work]:
         """All that is claimed for this handler: what waits, and what runs."""
-        return [*self._ready, *(work for works in self._running.values() for work in works)]
+        return [*self._ready.copy(), *(work for works in self._running.values() for work in works)]
 
     def cancel(self) -> None:
         """Cancel the handlers that run now."""
@@ -186,7 +195,7 @@ class Lanes:
             self._running[task] = works
             if self._watch is None:
                 self._watch = loop.call_later(self.handler.timeout_s, self._look)
-            await self._executor.run(works, self._on_end)
+            await self._executor.run(works, self._on_end, self._follow)
             self._took(works[0].seconds / len(works))
             del self._running[task]
             self._on_room()
@@ -242,9 +251,7 @@ class Lanes:
 
     def _take(self) -> list[Work]:
         works: list[Work] = []
-        while not self._stopping and self._ready and len(works) < self._batch:
-            work = self._ready.popleft()
-            self.waiting_bytes -= work.delivery.size
+        while not self._stopping and len(works) < self._batch and (work := self._pop()) is not None:
             if self._may_start is None or self._may_start(work):
                 works.append(work)
             else:
@@ -252,6 +259,32 @@ class Lanes:
                 self._on_end(work, None)
                 self._on_room()
         return works
+
+    def _pop(self) -> Work | None:
+        """The next that waits: threads take from here too, so that looking first would be of no use."""
+        try:
+            return self._ready.popleft()
+        except IndexError:
+            return None
+
+    def _follow(self, ended: Work) -> Work | None:
+        """In a thread, whose event simply succeeded: the next one for it, if one waits that needs no asking. Then the
+        event loop is told of that end, if it is not about to hear of others."""
+        following = None if self._stopping or self._may_start is not None else self._pop()
+        if following is not None:
+            self._finished.append(ended)
+            if not self._telling:
+                self._telling = True
+                self._loop.call_soon_threadsafe(self._tell)
+        return following
+
+    def _tell(self) -> None:
+        self._telling = False
+        while self._finished:
+            work = self._finished.popleft()
+            self._took(work.seconds)
+            self._on_end(work, self._executor.done(work))
+        self._on_room()
 
     def _took(self, seconds: float) -> None:
         """So long an event took lately."""

@@ -218,7 +218,7 @@ async def test_a_bug_in_a_lane_ends_the_worker(redis_url: str, monkeypatch: pyte
     @app.handler(orders, group="g", concurrency=1)
     async def handle(event: Placed) -> None: ...
 
-    async def broken(self: Executor, works: object, on_end: object) -> None:
+    async def broken(self: Executor, works: object, on_end: object, follow: object) -> None:
         raise LookupError("a bug of ours")
 
     monkeypatch.setattr(Executor, "run", broken)
@@ -247,3 +247,29 @@ async def test_a_second_copy_of_an_event_is_acked_without_running(redis_url: str
     assert outcomes(app, "g") == {"ok": 1, "duplicate": 2}
     assert client.xpending("orders", "g")["pending"] == 0
     assert dead_letters(client, "orders", "g") == []
+
+
+async def test_a_thread_that_hangs_keeps_its_own_event_and_no_other(redis_url: str, client: Any) -> None:
+    """Threads go on with the next event by themselves: what has ended is recorded meanwhile, and what waits is not tied
+    to the thread that hangs."""
+    app = App("shop", settings=settings(redis_url))
+    orders = app.topic("orders", Placed)
+    release, started = threading.Event(), list[str]()
+
+    @app.handler(orders, group="g", concurrency=2)
+    def handle(event: Placed) -> None:
+        started.append(event.order_id)
+        if event.order_id == "o-100":
+            release.wait(60)
+
+    async with app:
+        await orders.publish_many([Placed(order_id=f"o-{n}") for n in range(300)])
+        try:
+            async with running(app):
+                await eventually(lambda: client.xpending("orders", "g")["pending"] == 1)
+                assert len(started) == 300, "one hangs; all the others have run, and are acknowledged"
+                release.set()
+                await eventually(lambda: client.xpending("orders", "g")["pending"] == 0)
+        finally:
+            release.set()
+    assert Counter(started) == Counter(f"o-{n}" for n in range(300))
