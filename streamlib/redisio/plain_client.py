@@ -6,16 +6,27 @@ if it were on, and wraps the sending in a retry that is off. That costs the loop
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from typing import Any
 
 import redis.asyncio
 
 
 class PlainPool(redis.asyncio.ConnectionPool):
-    """A pool of connections for one loop. It has no lock: nothing waits while a connection is taken or given back."""
+    """A pool of connections for one loop. It has no lock: nothing waits while a connection is taken or given back.
+
+    Whoever finds all of them in use waits for one, where redis-py would refuse.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> redis.asyncio.Connection:
         """A connection that is open. Raises what the client raises."""
+        while len(self._in_use_connections) >= self.max_connections:
+            await self._one_is_free()
         connection: redis.asyncio.Connection = self.get_available_connection()  # type: ignore[no-untyped-call]
         try:
             await self.ensure_connection(connection)
@@ -29,6 +40,24 @@ class PlainPool(redis.asyncio.ConnectionPool):
         if connection.should_reconnect():
             await connection.disconnect()
         self._available_connections.append(connection)
+        self._wake_one()
+
+    async def _one_is_free(self) -> None:
+        free = asyncio.get_running_loop().create_future()
+        self._waiting.append(free)
+        try:
+            await free
+        except asyncio.CancelledError:
+            if not free.cancelled():  # the connection that we were told of is another's
+                self._wake_one()
+            raise
+
+    def _wake_one(self) -> None:
+        while self._waiting:
+            free = self._waiting.popleft()
+            if not free.done():
+                free.set_result(None)
+                return
 
 
 class PlainClient(redis.asyncio.Redis):

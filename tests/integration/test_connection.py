@@ -16,6 +16,7 @@ import uvloop
 
 from streamlib import App
 from streamlib.errors import ConfigError, RedisUnavailable
+from streamlib.redisio.clients import MAX_CONNECTIONS
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.redisio.packing import TcpConnection
@@ -264,6 +265,20 @@ async def test_a_command_takes_no_task_and_no_second_turn_to_be_sent(redis_url: 
         finally:
             loop.set_task_factory(None)
     assert tasks == 0
+
+
+async def test_more_commands_at_once_than_connections_wait_for_one(client: redis.Redis, redis_url: str) -> None:
+    """redis-py refuses what comes above the bound. A cancelled one that waits leaves its turn to the next."""
+    async with open_door(redis_url) as door:
+        pushed = [asyncio.create_task(door.execute("RPUSH", "list", n)) for n in range(3 * MAX_CONNECTIONS)]
+        await asyncio.sleep(0)
+        for task in pushed[-2 * MAX_CONNECTIONS :: 2]:
+            task.cancel()
+        answers = await asyncio.gather(*pushed, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {int, asyncio.CancelledError}
+        assert client.llen("list") >= 2 * MAX_CONNECTIONS
+        assert len(client.client_list()) < MAX_CONNECTIONS + 10, "others than ours count too"
+    client.delete("list")
 
 
 async def test_a_connection_that_the_server_closed_is_replaced(own_server: Servers) -> None:
