@@ -149,6 +149,9 @@ class Admission:
             self._claiming.beside(self._claim_all(of_one))
 
     async def _claim_all(self, chosen: list[Choice]) -> None:
+        if len(chosen) <= _CLAIM_BATCH:
+            await self._claim_chunk(chosen)
+            return
         chunks = [chosen[start : start + _CLAIM_BATCH] for start in range(0, len(chosen), _CLAIM_BATCH)]
         await asyncio.gather(*map(self._claim_chunk, chunks))
 

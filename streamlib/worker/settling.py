@@ -86,7 +86,8 @@ class Settling:
         self._on_fenced = on_fenced
         self._queues: dict[Place, _Queue] = {}
         self._bug: BaseException | None = None
-        self._wake = asyncio.Event()
+        self._running = False
+        self._failed = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -98,7 +99,7 @@ class Settling:
         queue.waiting.append(ended)
         if queue.task is None:
             self._empty.clear()
-            self._wake.set()
+            self._go_on(queue)
 
     def stuck(self, delivery: Delivery) -> bool:
         """Whether this delivery's outcome waits for a partition that refuses or does not answer."""
@@ -112,39 +113,46 @@ class Settling:
         await self._empty.wait()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. Raises a bug of ours."""
+        self._running = True
         try:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                self.run_once()
+            for queue in self._queues.values():
+                if queue.waiting and queue.task is None:
+                    self._go_on(queue)
+            await self._failed.wait()
+            if self._bug is not None:
+                raise self._bug
         finally:
+            self._running = False
             if tasks := {queue.task for queue in self._queues.values() if queue.task is not None}:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
 
-    def run_once(self) -> None:
-        """Start to settle where outcomes wait and nothing is under way. Raises a bug of ours."""
-        if self._bug is not None:
-            raise self._bug
-        for queue in list(self._queues.values()):
-            if queue.waiting and queue.task is None:
-                queue.task = asyncio.get_running_loop().create_task(self._settle_all(queue))
-                queue.task.add_done_callback(partial(self._settled_all, queue))
+    def _go_on(self, queue: _Queue) -> None:
+        """Settle what waits, in a task: whatever else ends in this turn of the loop goes along."""
+        if not self._running or self._bug is not None:
+            return
+        queue.task = asyncio.get_running_loop().create_task(self._settle_all(queue))
+        queue.task.add_done_callback(partial(self._settled_all, queue))
 
     async def _settle_all(self, queue: _Queue) -> None:
         while queue.waiting:
             queue.sending, queue.waiting = queue.waiting, []
-            await asyncio.gather(*(self._settle(queue, chunk) for chunk in _chunks(queue.sending)))
+            chunks = _chunks(queue.sending)
+            if len(chunks) == 1:
+                await self._settle(queue, chunks[0])
+            else:
+                await asyncio.gather(*(self._settle(queue, chunk) for chunk in chunks))
             queue.sending = []
 
     def _settled_all(self, queue: _Queue, task: asyncio.Task[None]) -> None:
         queue.task = None
         if not task.cancelled() and (error := task.exception()) is not None:
             self._bug = error
-        if self._bug is not None or queue.waiting:
-            self._wake.set()
+            self._failed.set()
+        if queue.waiting:  # it came as the task was ending
+            self._go_on(queue)
         elif queue.place[1]:  # an epoch ends
             del self._queues[queue.place]
         if not any(queue.waiting or queue.task is not None for queue in self._queues.values()):
