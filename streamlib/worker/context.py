@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -121,16 +121,28 @@ class Context:
 class BatchContext:
     """One run of a batch. Events not named to `reject` or `retry` are done when the handler returns."""
 
-    def __init__(self, contexts: Sequence[tuple[Event, Context]], state: Mapping[str, Any]) -> None:
-        self._contexts = {id(event): context for event, context in contexts}
+    def __init__(self, events: Sequence[Event], context_of: Callable[[int], Context], state: Mapping[str, Any]) -> None:
+        self._events = events
+        self._context_of = context_of
+        self._places: dict[int, int] = {}
         self.state = state
+        self.contexts: dict[int, Context] = {}
+        """Those that were asked for, by the `id` of their event."""
         self.rejected: dict[int, Reject] = {}
         self.retried: set[int] = set()
 
     def of(self, event: Event) -> Context:
         """The context of one event of the batch."""
+        found = self.contexts.get(id(event))
+        if found is None:
+            found = self.contexts[id(event)] = self._context_of(self._place(event))
+        return found
+
+    def _place(self, event: Event) -> int:
+        if not self._places:
+            self._places = {id(one): place for place, one in enumerate(self._events)}
         try:
-            return self._contexts[id(event)]
+            return self._places[id(event)]
         except KeyError:
             raise ValueError(f"{type(event).__name__} is no event of this batch; pass the very object") from None
 

@@ -75,12 +75,11 @@ class Executor:
         return self._outcomes.done(work, emitted)
 
     async def _run_batch(self, works: Sequence[Work], on_end: OnEnd) -> None:
-        contexts = [(work.event, self._context(work)) for work in works]
-        batch = BatchContext(contexts, self._state)
         first, handler = works[0], works[0].handler
-        events = [work.event for work in works]
+        events = [work.event for work in works]  # kept beside what the handler gets, which may change its list
+        batch = BatchContext(events, lambda place: self._context(works[place]), self._state)
         try:
-            await self._call(first, _arguments(handler, events, batch))
+            await self._call(first, _arguments(handler, list(events), batch))
         except BaseException as error:  # noqa: BLE001 - every ending of user code becomes an outcome
             if len(works) == 1 or handler.rerun == "never" or self._outcomes.is_ours(first, error):
                 for work in works:
@@ -89,8 +88,12 @@ class Executor:
                 await self._split(works, error, on_end)
             return
         seconds = first.seconds / len(works)
-        for work, (_, context) in zip(works, contexts, strict=True):
-            on_end(work, await self._end_one(work, context, batch, seconds))
+        for work in works:
+            context = batch.contexts.get(id(work.event))
+            if context is None:  # the handler said nothing of it
+                on_end(work, self._outcomes.done(work, (), seconds))
+            else:
+                on_end(work, await self._end_one(work, context, batch, seconds))
 
     async def _split(self, works: Sequence[Work], error: BaseException, on_end: OnEnd) -> None:
         """A batch that raised: each of its events alone, so that one cannot fail the others."""
