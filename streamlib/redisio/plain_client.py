@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any
 
 import redis.asyncio
+import redis.exceptions
 
 
 class PlainPool(redis.asyncio.ConnectionPool):
@@ -37,19 +38,26 @@ class PlainPool(redis.asyncio.ConnectionPool):
 
     async def release(self, connection: Any) -> None:
         self._in_use_connections.remove(connection)
-        if connection.should_reconnect():
-            await connection.disconnect()
-        self._available_connections.append(connection)
-        self._wake_one()
+        try:
+            if connection.should_reconnect():
+                await connection.disconnect()
+            self._available_connections.append(connection)
+        finally:
+            self._wake_one()
 
     async def _one_is_free(self) -> None:
-        free = asyncio.get_running_loop().create_future()
+        """Raises TimeoutError, as a command does, when none is for so long as its reply may take."""
+        free, wait_s = asyncio.get_running_loop().create_future(), self.connection_kwargs.get("socket_timeout")
         self._waiting.append(free)
         try:
-            await free
-        except asyncio.CancelledError:
-            if not free.cancelled():  # the connection that we were told of is another's
+            async with asyncio.timeout(wait_s):
+                await free
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if free.done() and not free.cancelled():  # the connection that we were told of is another's
                 self._wake_one()
+            if isinstance(error, TimeoutError):
+                waited = f"none of {self.max_connections} connections was free in {wait_s} s"
+                raise redis.exceptions.TimeoutError(waited) from error
             raise
 
     def _wake_one(self) -> None:

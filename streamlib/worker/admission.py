@@ -17,7 +17,7 @@ from streamlib.redisio.reader import Received
 from streamlib.redisio.settler import ack
 from streamlib.worker.claiming import Claiming
 from streamlib.worker.decoding import Decoding
-from streamlib.worker.inbox import Waits
+from streamlib.worker.inbox import Inbox, Waits
 from streamlib.worker.inflight import InFlight, Key
 from streamlib.worker.lanes import Lanes
 from streamlib.worker.limiter import AHEAD_S
@@ -49,6 +49,8 @@ class Admission:
         self._waiting: set[Key] = set()
         self._laneless: set[Key] = set()
         """Those of them that need no lane."""
+        self._comes_once = isinstance(inbox, Inbox)
+        """Whether all that waits came through `unknown`: a key's queue gives again what had left it."""
         self.strangers = Strangers(parts, self._decoding, skip=self._skip, keep=self._claim_strangers)
         self.stopping = False
         self.steps = self._steps()
@@ -85,7 +87,7 @@ class Admission:
         permits = limiter.available
         room = {lanes: (lanes.free if limiter.active else lanes.room) - claiming.taken(lanes) for lanes in self._lanes}
         chosen: list[Choice] = []
-        if not (self._laneless or limiter.active or any(free > 0 for free in room.values())):
+        if self._comes_once and not (self._laneless or limiter.active or any(free > 0 for free in room.values())):
             return chosen
 
         def wanted(received: Received) -> bool:

@@ -121,7 +121,7 @@ class Executor:
         """Returns when the handler has really ended. Its lane cancels a coroutine at its timeout, which may swallow
         that; a thread cannot be stopped, and its claim is kept until it ends by itself."""
         handler = work.handler
-        work.started = time.perf_counter()
+        work.timed_out, work.started = False, time.perf_counter()  # it may have run before, as one of a batch
         try:
             if handler.is_async:
                 result = await handler.function(*arguments)

@@ -195,8 +195,10 @@ class Lanes:
             self._running[task] = works
             if self._watch is None:
                 self._watch = loop.call_later(self.handler.timeout_s, self._look)
+            first, began = works[0], time.perf_counter()
             await self._executor.run(works, self._on_end, self._follow)
-            self._took(works[0].seconds / len(works))
+            went_on = works[0] is not first  # in a thread, with others
+            self._took(works[0].seconds if went_on else (time.perf_counter() - began) / len(works))
             del self._running[task]
             self._on_room()
             if task.cancelling() or contextvars.copy_context() != self._context:
@@ -214,9 +216,10 @@ class Lanes:
         now, next_s = time.perf_counter(), self.handler.timeout_s
         for task, works in list(self._running.items()):
             for work in works:
-                if not work.started or work.timed_out:
+                started = work.started  # a thread may end it meanwhile
+                if not started or work.timed_out:
                     continue
-                left_s = work.started + self.handler.timeout_s - now
+                left_s = started + self.handler.timeout_s - now
                 next_s = min(next_s, max(left_s, 0.001))
                 if left_s <= 0:
                     work.timed_out = True

@@ -20,6 +20,7 @@ from streamlib.redisio.clients import MAX_CONNECTIONS
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.redisio.packing import TcpConnection
+from streamlib.redisio.plain_client import PlainPool
 from streamlib.settings import RedisSettings, Settings
 from tests.cli.conftest import SHOP, command_line, environment
 from tests.helpers.proxy import ChaosProxy
@@ -279,6 +280,16 @@ async def test_more_commands_at_once_than_connections_wait_for_one(client: redis
         assert client.llen("list") >= 2 * MAX_CONNECTIONS
         assert len(client.client_list()) < MAX_CONNECTIONS + 10, "others than ours count too"
     client.delete("list")
+
+
+async def test_who_waits_for_a_connection_waits_no_longer_than_for_a_reply(redis_url: str) -> None:
+    pool = PlainPool.from_url(redis_url, max_connections=1, socket_timeout=0.05)
+    taken = await pool.get_connection()
+    with pytest.raises(redis.exceptions.TimeoutError, match="none of 1 connections was free in"):
+        await pool.get_connection()
+    await pool.release(taken)
+    assert await pool.get_connection() is taken, "nobody waits any more"
+    await pool.disconnect()
 
 
 async def test_a_connection_that_the_server_closed_is_replaced(own_server: Servers) -> None:

@@ -163,6 +163,27 @@ async def test_a_handler_past_its_timeout_is_cancelled_and_counts_as_failed(redi
     assert outcomes(app, "g") == {"ok": 2, "retry": 1, "dead": 1}
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_one_that_hangs_in_a_batch_times_out_alone_too(redis_url: str, client: Any, place: int) -> None:
+    """The batch is cancelled at its timeout and split: then each event has that time for itself."""
+    app = App("shop", settings=settings(redis_url))
+    jobs = app.topic("jobs", Job)
+    acts = ["ok"] * 3
+    acts[place] = "hang"
+
+    @app.handler(jobs, group="g", retry=TWICE, timeout=0.05, concurrency=1)
+    async def handle(events: list[Job]) -> None:
+        if any(event.act == "hang" for event in events):
+            await asyncio.Event().wait()
+
+    async with app:
+        await jobs.publish_many([Job(act=act) for act in acts])
+        assert await burst(app) == 0
+    [letter] = dead_letters(client, "jobs", "g")
+    assert letter["dl-error"].startswith("HandlerTimeout: ")
+    assert outcomes(app, "g") == {"ok": 2, "retry": 1, "dead": 1}
+
+
 async def test_what_swallows_its_cancellation_keeps_its_claim_until_it_ends(redis_url: str, client: Any) -> None:
     """Longer than a lease past its timeout, beside a worker that would gladly take the event over."""
     app = App("shop", settings=settings(redis_url, lease_ms=600))

@@ -117,12 +117,14 @@ for i = 1, count do
     end
 end
 
-local refused = false
+local refused, written = false, nil
 if has_msetex and known > 0 then
     local last = 2 * known
     new[last + 1], new[last + 2], new[last + 3] = "NX", "PXAT", expires
-    refused = redis.call("MSETEX", known, unpack(new)) == 0
-else
+    written = redis.pcall("MSETEX", known, unpack(new)) -- a user may lack the right to a command that is so new
+    refused = written == 0
+end
+if type(written) ~= "number" then
     for i = 1, 2 * known, 2 do
         refused = not redis.call("SET", new[i], new[i + 1], "NX", "PXAT", expires) or refused
     end

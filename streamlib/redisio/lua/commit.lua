@@ -152,19 +152,22 @@ for _ = 1, letters do
     call("XADD", DEAD, "*", unpack(letter))
     at = at + values + 1
 end
-if has_msetex then
-    for first = 1, marks, CHUNK / 2 do
+for first = 1, marks, CHUNK / 2 do
+    local last = math.min(first + CHUNK / 2 - 1, marks)
+    local written
+    if has_msetex then
         local pairs, size = {}, 0
-        for i = first, math.min(first + CHUNK / 2 - 1, marks) do
+        for i = first, last do
             pairs[size + 1], pairs[size + 2] = KEYS[4 + i], string.sub(ARGV[9], i, i)
             size = size + 2
         end
         pairs[size + 1], pairs[size + 2] = "PX", window_ms
-        call("MSETEX", size / 2, unpack(pairs))
+        written = redis.pcall("MSETEX", size / 2, unpack(pairs)) -- a user may lack the right to a command that is so new
     end
-else
-    for i = 1, marks do
-        call("SET", KEYS[4 + i], string.sub(ARGV[9], i, i), "PX", window_ms)
+    if type(written) ~= "number" then
+        for i = first, last do
+            call("SET", KEYS[4 + i], string.sub(ARGV[9], i, i), "PX", window_ms)
+        end
     end
 end
 -- The position is there for lag alone: a group that was removed is made again, and no error here may stop the view.

@@ -325,12 +325,14 @@ if are_members and segments > 0 and #places > 0 then
     marks = left
 end
 local count, expires = #marks / 2, string.format("%.0f", now + window_ms)
+local written
 if has_msetex and count > 0 then
     local last = #marks
     marks[last + 1], marks[last + 2] = "PXAT", expires
-    redis.call("MSETEX", count, unpack(marks))
-else
-    for i = 1, #marks, 2 do
+    written = redis.pcall("MSETEX", count, unpack(marks)) -- a user may lack the right to a command that is so new
+end
+if type(written) ~= "number" then
+    for i = 1, 2 * count, 2 do
         redis.call("SET", marks[i], "d", "PXAT", expires)
     end
 end
