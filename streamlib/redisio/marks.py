@@ -14,8 +14,6 @@ from msgspec import Struct
 
 from streamlib.errors import DeclarationError, StreamlibError
 from streamlib.keys import StreamKeys
-from streamlib.redisio.connection import RedisDoor
-from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.redisio.scripts import Arg, Executes
 
 _DIGEST_BYTES = 16
@@ -94,17 +92,9 @@ def members(
     return Members(sets_of(keys, group, segments, digests), ["members", plan.text], digests)
 
 
-async def refuse_members(redis: RedisDoor, keys: StreamKeys, group: str) -> None:
-    """Raises DeclarationError where workers of this group keep done marks as members, and RedisError."""
-
-    async def ask() -> int:
-        return int(await redis.execute("EXISTS", keys.marks(group)))
-
-    try:
-        found = await redis.persist(ask, give_up_s=redis.settings.retry_s)
-    except CLIENT_ERRORS as error:
-        raise translate(error, redis.settings.url) from error
-    if found:
+async def refuse_members(redis: Executes, keys: StreamKeys, group: str) -> None:
+    """Raises DeclarationError where workers of this group keep done marks as members, and what the client raises."""
+    if await redis.execute("EXISTS", keys.marks(group)):
         raise DeclarationError(other_store(keys, group))
 
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 from streamlib.keys import Keys
 from streamlib.metrics.worker import WorkerMetrics
 from streamlib.redisio.connection import RedisDoor
-from streamlib.redisio.failures import error_kind
+from streamlib.redisio.failures import CLIENT_ERRORS, error_kind
 from streamlib.redisio.marks import refuse_members
 from streamlib.redisio.publisher import Publisher
 from streamlib.settings import Settings
@@ -40,6 +40,7 @@ from streamlib.worker.unit import GroupUnit, Shared
 logger = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_DRAIN_TIMEOUT = 0, 7
+_ASK_S = 0.25
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Mapping[str, Any]]]
 
@@ -125,11 +126,27 @@ class Worker:
     # ---------------------------------------------------------------------------------------------------------
 
     async def _check_store(self) -> None:
+        """A partition that does not answer at once keeps no other waiting: its claims are refused for that too."""
         parts = self._parts
-        for spec in parts.groups if parts.settings.idempotency.store == "keys" else ():
-            for partition in range(spec.topic.partitions):
-                keys = parts.keys.stream(spec.topic.name, partition, spec.topic.partitions)
-                await refuse_members(parts.door, keys, spec.group)
+        asking = [
+            asyncio.create_task(
+                refuse_members(
+                    parts.door, parts.keys.stream(spec.topic.name, number, spec.topic.partitions), spec.group
+                )
+            )
+            for spec in (parts.groups if parts.settings.idempotency.store == "keys" else ())
+            for number in range(spec.topic.partitions)
+        ]
+        if not asking:
+            return
+        try:
+            answered, _ = await asyncio.wait(asking, timeout=_ASK_S)
+        finally:
+            for task in asking:
+                task.cancel()
+        for answer in await asyncio.gather(*answered, return_exceptions=True):
+            if isinstance(answer, BaseException) and not isinstance(answer, CLIENT_ERRORS):
+                raise answer
 
     def _threads_needed(self) -> int:
         default = self._parts.settings.worker.concurrency
