@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from typing import Any
 
 from msgspec import Struct
 
@@ -11,7 +12,7 @@ from streamlib.errors import DeclarationError
 from streamlib.keys import StreamKeys
 from streamlib.redisio.connection import SyncClient
 from streamlib.redisio.delivery import Delivery, fenced
-from streamlib.redisio.marks import Marks, members, other_store
+from streamlib.redisio.marks import Marks, Members, agreed, members, other_store
 from streamlib.redisio.scripts import Executes, Script
 
 _claim = Script("claim")
@@ -35,7 +36,7 @@ class Claimed(Struct, frozen=True):
 
 
 _RUN = Claimed(Verdict.RUN, 0)
-_OTHER_PLAN, _OTHER_STORE = 2, 3
+_OTHER_STORE = 3
 
 
 async def claim(
@@ -57,10 +58,9 @@ async def claim(
     keys, epoch = deliveries[0].keys, deliveries[0].epoch
     mode = "suspects" if take_suspects else "normal"
     event_ids = [d.event_id for d in deliveries]
-    tries = 0
-    while True:
-        told = members(marks, keys, group, event_ids)
-        reply = await _claim.run(
+
+    async def ask(told: Members) -> Any:
+        return await _claim.run(
             redis,
             [keys.suspect(group), keys.owner(group), keys.marks(group), *keys.idems(group, event_ids), *told.keys],
             [
@@ -68,12 +68,10 @@ async def claim(
                 *[d.ref for d in deliveries], *told.digests,
             ],
         )  # fmt: skip
-        if not reply:
-            raise fenced(keys, group, epoch)
-        if marks is None or reply[0] != _OTHER_PLAN:
-            break
-        tries += 1
-        marks.learn(keys.stream, reply[1].decode(), tries)
+
+    reply = await agreed(marks, keys.stream, lambda: members(marks, keys, group, event_ids), ask)
+    if not reply:
+        raise fenced(keys, group, epoch)
     if reply[0] == _OTHER_STORE:
         raise DeclarationError(other_store(keys, group))
     answers = [_RUN] * len(deliveries)

@@ -8,7 +8,8 @@ to nothing beside their members. settle.lua opens segments, everybody else asks 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from msgspec import Struct
 
@@ -17,6 +18,7 @@ from streamlib.keys import StreamKeys
 from streamlib.redisio.scripts import Arg, Executes
 
 _DIGEST_BYTES = 16
+_OTHER_PLAN = 2
 _MOST_TRIES = 20
 
 
@@ -90,6 +92,20 @@ def members(
     digests = [digest_of(event_id) for event_id in event_ids]
     segments = plan.segments[-1:] if only_last else plan.segments
     return Members(sets_of(keys, group, segments, digests), ["members", plan.text], digests)
+
+
+async def agreed(
+    marks: Marks | None, stream: str, tell: Callable[[], Members], ask: Callable[[Members], Awaitable[Any]]
+) -> Any:
+    """The reply of a claim or a settle that knew the plan that stands; one that knew another wrote nothing. Raises
+    StreamlibError when that is so again and again, and what the client raises."""
+    tries = 0
+    while True:
+        reply = await ask(tell())
+        if marks is None or not reply or reply[0] != _OTHER_PLAN:
+            return reply
+        tries += 1
+        marks.learn(stream, reply[1].decode(), tries)
 
 
 async def refuse_members(redis: Executes, keys: StreamKeys, group: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -13,7 +13,7 @@ from streamlib.codec import Fields
 from streamlib.redisio.again import Again, pack
 from streamlib.redisio.dead_letter import Failure, dead_letter_fields
 from streamlib.redisio.delivery import Delivery, fenced
-from streamlib.redisio.marks import Marks, members
+from streamlib.redisio.marks import Marks, Members, agreed, members
 from streamlib.redisio.scripts import Arg, Executes, Script
 
 _settle = Script("settle")
@@ -21,7 +21,6 @@ _settle = Script("settle")
 Kind = Literal["ack", "done", "retry", "back", "return", "dead", "hold"]
 
 HALTED_MS = -1
-_OTHER_PLAN = 2
 _MAX_TEXT = 500
 
 
@@ -141,10 +140,9 @@ async def settle(
     args = _outcomes(ordered, len(plain), following, epoch)
     event_ids = [one.delivery.event_id for one in ordered]
     only_last = not resent and all(one.kind != "return" for one in ordered[len(plain) :])
-    tries = 0
-    while True:
-        told = members(marks, keys, group, event_ids, only_last=only_last)
-        reply = await _settle.run(
+
+    async def ask(told: Members) -> Any:
+        return await _settle.run(
             redis,
             [
                 keys.stream,
@@ -165,12 +163,10 @@ async def settle(
                 len(told.keys) // len(ordered), len(ordered), len(plain), *args, *told.digests,
             ],
         )  # fmt: skip
-        if not reply:
-            raise fenced(keys, group, epoch)
-        if marks is None or reply[0] != _OTHER_PLAN:
-            break
-        tries += 1
-        marks.learn(keys.stream, reply[1].decode(), tries)
+
+    reply = await agreed(marks, keys.stream, lambda: members(marks, keys, group, event_ids, only_last=only_last), ask)
+    if not reply:
+        raise fenced(keys, group, epoch)
     answers = [Settled.COUNTS] * len(settlements)
     for i in range(1, len(reply), 2):
         answers[places[reply[i] - 1]] = Settled(reply[i + 1])

@@ -65,8 +65,11 @@ class Consumer:
             startable = self._limiter.ahead(startable, sum(lanes.limit for lanes in self._lanes), third_s)
         most = min(self._parts.settings.batch, startable), self._parts.settings.prefetch_bytes
         entries, waiting_bytes = self._inbox.weight(self._claiming.slow, most)
+        more = most[0] - entries - len(self._admission.strangers.waiting)
+        if more <= 0:  # as it is most of the time under a backlog: then nobody asks for the bytes
+            return 0, 0
         waiting_bytes += sum(lanes.waiting_bytes for lanes in self._lanes)
-        return max(most[0] - entries - len(self._admission.strangers.waiting), 0), max(most[1] - waiting_bytes, 0)
+        return more, max(most[1] - waiting_bytes, 0)
 
     def may_read(self, partitions: Collection[int]) -> bool:
         """Whether more may be read of these: there is room, and not all of them are slow to answer claims, for what is
