@@ -273,3 +273,24 @@ async def test_a_thread_that_hangs_keeps_its_own_event_and_no_other(redis_url: s
         finally:
             release.set()
     assert Counter(started) == Counter(f"o-{n}" for n in range(300))
+
+
+async def test_handlers_that_never_wait_leave_turns_to_the_loop(redis_url: str) -> None:
+    """Renewal's heartbeat, claims and settling need them, however many events are ready."""
+    app = App("shop", settings=settings(redis_url))
+    orders = app.topic("orders", Placed)
+    handled, most = 0, 0
+
+    @app.handler(orders, group="g", concurrency=1)
+    async def handle(event: Placed) -> None:
+        nonlocal handled
+        handled += 1
+
+    async with app:
+        await orders.publish_many([Placed(order_id=f"o-{n}") for n in range(2_000)])
+        async with running(app):
+            while handled < 2_000:
+                before = handled
+                await asyncio.sleep(0)
+                most = max(most, handled - before)
+    assert 1 < most <= 128

@@ -5,20 +5,29 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-from streamlib import App, Context, Event, Reject, Retry
+from streamlib import App, Context, Event, ReadModel, Reject, Retry
 from streamlib.redisio import retention
 from streamlib.settings import RetentionSettings
 from tests.helpers.delivering import burst, counted, dead_letters, outcomes, running, settings
+from tests.helpers.servers import RedisProc
 from tests.helpers.waiting import eventually
 
 JOBS = "jobs"
 
 
+Servers = Callable[..., RedisProc]
+
+
 class Job(Event):
     n: int = 0
     text: str = ""
+
+
+class Row(ReadModel):
+    n: int
 
 
 def backlog(client: Any, group: str = "g", stream: str = JOBS) -> int:
@@ -310,3 +319,33 @@ async def test_a_worker_is_ready_while_it_works_and_not_while_it_drains(redis_ur
             await eventually(lambda: one.worker.readiness() == (False, "draining"))
             assert one.worker.live()[0]
             release.set()
+
+
+async def test_a_user_without_the_right_to_msetex_is_served_too(own_server: Servers) -> None:
+    """Least privilege may name commands one by one, and that one is new: marks are then written each by itself."""
+    server = own_server()
+    client: Any = server.client()
+    known = b"msetex" in client.execute_command("COMMAND LIST")  # servers before it know no such right
+    client.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", *(["-msetex"] * known))
+    app = App("shop", settings=settings(server.url.replace("redis://", "redis://app:secret@")))
+    jobs = app.topic(JOBS, Job, key="n")
+    runs: Counter[int] = Counter()
+
+    @app.handler(jobs, group="g")
+    async def handle(event: Job) -> None:
+        runs[event.n] += 1
+
+    rows = app.projection("rows", jobs, Row, key="n")
+
+    @rows.on(Job)
+    def fold(row: Row | None, event: Job) -> Row:
+        return Row(n=event.n)
+
+    async with app:
+        await jobs.publish_many([Job(n=n) for n in range(50)])
+        assert await burst(app) == 0
+        assert await rows.count() == 50
+    assert set(runs.values()) == {1}
+    assert outcomes(app, "g") == {"ok": 50}
+    assert backlog(client) == 0
+    assert len(client.keys(f"{{{JOBS}}}:idem:rows:*")) == 50, "done marks of the projection"
