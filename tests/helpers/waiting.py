@@ -67,10 +67,14 @@ async def eventually(
     what: str | None = None,
     ignore: tuple[type[Exception], ...] = (),
 ) -> Any:
-    """`wait_until` inside a running event loop; `cond` may be a plain or a coroutine function."""
+    """`wait_until` inside a running event loop; `cond` may be a plain or a coroutine function.
+
+    It leaves the loop as much time as a look takes: what is waited for may run on that very loop.
+    """
     deadline = time.monotonic() + timeout
     while True:
         last: object
+        looked = time.monotonic()
         try:
             result = cond()
             answer = await result if inspect.isawaitable(result) else result
@@ -81,7 +85,7 @@ async def eventually(
             last = error
         if time.monotonic() >= deadline:
             raise AssertionError(_failure(cond, what, timeout, last))
-        await asyncio.sleep(every)
+        await asyncio.sleep(max(every, time.monotonic() - looked))
 
 
 def _failure(cond: Callable[..., object], what: str | None, timeout: float, last: object) -> str:
