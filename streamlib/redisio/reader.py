@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from msgspec import Struct
 
@@ -13,6 +15,9 @@ from streamlib.message import Message
 from streamlib.redisio.again import unpack
 from streamlib.redisio.delivery import Delivery, How
 from streamlib.redisio.scripts import Executes
+
+_DEEP = 100
+"""Entries of one partition that are worth a script of their own."""
 
 
 class Received(Struct, frozen=True, gc=False):
@@ -39,24 +44,66 @@ class Reader:
         self._group = group
         self._consumer = consumer
         self._codec = codec
+        self._names = {number: (keys.again(group), keys.stream) for number, keys in partitions.items()}
         self._streams: dict[bytes, tuple[int, bool]] = {}
-        for number, keys in partitions.items():
-            self._streams[keys.again(group).encode()] = (number, True)
-            self._streams[keys.stream.encode()] = (number, False)
-        self._busy_streams = 1
-        self._read_tail = ["STREAMS", *(s.decode() for s in self._streams), *([">"] * len(self._streams))]
+        for number, (again, stream) in self._names.items():
+            self._streams[again.encode()] = (number, True)
+            self._streams[stream.encode()] = (number, False)
+        self._deep: deque[int] = deque()
+        """Partitions under backlog, in turn."""
+        self._before_look = 0
+        """How many of them are read before the others are looked at."""
 
     async def read(self, redis: Executes, *, count: int, block_ms: int | None) -> list[Received]:
-        """About `count` entries, returning ones first; waits up to `block_ms` for the first. COUNT is per stream: it is
-        shared by as many as had something the last time."""
-        count = max(1, count // self._busy_streams)
+        """About `count` entries, returning ones first; waits up to `block_ms` for the first.
+
+        Of many partitions a read brings a little of each, for COUNT is per stream. Those that have more are read a few
+        at a time, and in between all others: claims and settles are one script for each partition, and many small ones
+        cost more than the events.
+        """
+        while True:
+            if self._before_look > 0:
+                reply = await self._read_deep(redis, count)
+            else:
+                reply = await self._look(redis, count, None if self._deep else block_ms)
+            if reply or not self._deep:
+                return self._received(reply)
+
+    async def _read_deep(self, redis: Executes, count: int) -> list[Any]:
+        some = [self._deep.popleft() for _ in range(min(max(count // _DEEP, 1), len(self._deep)))]
+        self._before_look -= len(some)
+        count = max(1, count // len(some))
+        reply = await self._ask(redis, some, count, None)
+        self._deep.extend(self._full(reply, count))
+        return reply
+
+    async def _look(self, redis: Executes, count: int, block_ms: int | None) -> list[Any]:
+        others, reply = [number for number in self.partitions if number not in self._deep], []
+        if others:
+            count = max(1, count // len(others))
+            reply = await self._ask(redis, others, count, block_ms)
+            if len(self.partitions) > 1:
+                self._deep.extend(self._full(reply, count))
+        self._before_look = len(self._deep)
+        return reply
+
+    def _full(self, reply: list[Any], count: int) -> list[int]:
+        """Partitions that gave as much as was asked for, and so may have more."""
+        return list(dict.fromkeys(self._streams[stream][0] for stream, entries in reply if len(entries) >= count))
+
+    async def _ask(self, redis: Executes, partitions: Iterable[int], count: int, block_ms: int | None) -> list[Any]:
+        """Stream and entries, of each that has some."""
+        streams = [name for number in partitions for name in self._names[number]]
         block = [] if block_ms is None else ["BLOCK", block_ms]
-        reply = await redis.execute(
-            "XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *block, *self._read_tail
-        )
+        reply: list[Any] | None = await redis.execute(
+            "XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *block,
+            "STREAMS", *streams, *([">"] * len(streams)),
+        )  # fmt: skip
+        return reply or []
+
+    def _received(self, reply: list[Any]) -> list[Received]:
         received: list[Received] = []
-        self._busy_streams = max(len(reply or ()), 1)
-        for stream, entries in reply or ():
+        for stream, entries in reply:
             partition, again = self._streams[stream]
             how: How = "retry" if again else "new"
             received += (
