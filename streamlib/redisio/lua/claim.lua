@@ -27,7 +27,6 @@
 -- Sent twice it answers the same: the first run's claims carry our own token. In groups with owners the epoch belongs
 -- to it: a claim of ours from an earlier epoch is a suspect at once, for whoever owns a partition again has let all that
 -- ran there end, and what became of it was not recorded.
--- Nearly every entry is new: keys that nobody knows are written by one command where the server has one for that.
 
 local SUSPECT, OWNER, MARKS, BEFORE_IDEM, BEFORE_REFS = KEYS[1], KEYS[2], KEYS[3], 3, 8
 local RUN, DUPLICATE, BUSY, IS_SUSPECT = 0, 1, 2, 3
@@ -57,6 +56,24 @@ local has_msetex = (redis.VALKEY_VERSION_NUM or 0) >= 0x090100 or (redis.REDIS_V
 local kind = redis.call("TYPE", SUSPECT).ok
 if kind ~= "none" and kind ~= "hash" then
     return redis.error_reply("WRONGTYPE " .. SUSPECT .. " is a " .. kind)
+end
+
+-- Nearly always every event is new. Then all of them are claimed without a look; else nothing is written.
+local function claim_all_as_new()
+    local all, seen = {}, {}
+    for i = 1, count do
+        local key = KEYS[BEFORE_IDEM + i]
+        if seen[key] then
+            return false
+        end
+        seen[key], all[2 * i - 1], all[2 * i] = true, key, claimed .. ARGV[BEFORE_REFS + i]
+    end
+    all[2 * count + 1], all[2 * count + 2], all[2 * count + 3] = "NX", "PXAT", expires
+    return redis.pcall("MSETEX", count, unpack(all)) == 1 -- a user may lack the right to a command that is so new
+end
+
+if has_msetex and not are_members and claim_all_as_new() then
+    return { 1 }
 end
 
 -- What becomes of an entry whose event is known: one of the codes above and its number.
