@@ -79,11 +79,14 @@ async def latency_worker(url: str, size: Size) -> Run:
 async def _paced(url: str, size: Size, latencies: Latencies, consuming: "asyncio.Task[object]") -> Run:
     """Starts are timed with nothing beside them; acks afterwards, under MONITOR, which costs the server something."""
     count = min(size.events, MOST)
+    cpu_s = time.process_time()
     await _pace(url, WARM + count)
     await _until(lambda: len(latencies.starts_ms) >= WARM + count, consuming)
+    cpu_s = time.process_time() - cpu_s
     starts_ms = latencies.starts_ms[WARM:]
     acks_ms = json.loads(await _pace(url, WATCHED, "watch"))[WARM:]
     figures = {
+        "cpu_us": cpu_s / (WARM + count) * 1e6,
         "start_p50_ms": quantile(starts_ms, 0.5),
         "start_p99_ms": quantile(starts_ms, 0.99),
         "ack_p50_ms": quantile(acks_ms, 0.5),

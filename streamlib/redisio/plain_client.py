@@ -30,7 +30,8 @@ class PlainPool(redis.asyncio.ConnectionPool):
             await self._one_is_free()
         connection: redis.asyncio.Connection = self.get_available_connection()  # type: ignore[no-untyped-call]
         try:
-            await self.ensure_connection(connection)
+            if not connection.is_connected or await connection.can_read():
+                await self.ensure_connection(connection)
         except BaseException:
             await self.release(connection)
             raise

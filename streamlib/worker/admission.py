@@ -84,6 +84,8 @@ class Admission:
         In a group with a limit only what has a permit, and can start this moment.
         """
         limiter, claiming, started, throttled = self._limiter, self._claiming, 0, 0
+        if not limiter.active and not len(self._inbox):
+            return []
         permits = limiter.available
         room = {lanes: (lanes.free if limiter.active else lanes.room) - claiming.taken(lanes) for lanes in self._lanes}
         chosen: list[Choice] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 from streamlib.redisio.reader import Received
@@ -71,10 +70,11 @@ class Consumer:
         waiting_bytes += sum(lanes.waiting_bytes for lanes in self._lanes)
         return more, max(most[1] - waiting_bytes, 0)
 
-    def may_read(self, partitions: Collection[int]) -> bool:
-        """Whether more may be read of these: there is room, and not all of them are slow to answer claims, for what is
-        read of one that is would only pile up."""
-        return all(self.room) and not self._claiming.slow.issuperset(partitions)
+    def room_for(self, partitions: Collection[int]) -> tuple[int, int]:
+        """The room, if more may be read of these: not if all of them are slow to answer claims, for what is read of one
+        that is would only pile up. Both numbers are 0, or neither."""
+        room = self.room
+        return room if all(room) and not self._claiming.slow.issuperset(partitions) else (0, 0)
 
     @property
     def room_to_reclaim(self) -> int:
@@ -83,20 +83,24 @@ class Consumer:
         taken_over = sum(one.delivery.how == "reclaimed" and one.delivery.partition not in slow for one in self._inbox)
         return max(self._parts.settings.batch // 5, 1) - taken_over
 
-    async def wait_to_read(self, partitions: Collection[int]) -> None:
-        while not (self._stopping or self.may_read(partitions)):
+    async def wait_to_read(self, partitions: Collection[int]) -> tuple[int, int]:
+        """The room, once there is some; none at the end."""
+        while not (self._stopping or any(room := self.room_for(partitions))):
             self._room.clear()
             await self._room.wait()
+        return (0, 0) if self._stopping else room
 
     def offer(self, received: Sequence[Received]) -> None:
         """Entries that now lie in our pending list."""
         fresh = self._admission.unknown(received)
         for one in fresh:
             self._inbox.add(one)
-        for how, number in Counter([one.delivery.how for one in fresh]).items():
-            self._parts.metrics.received(how, number)
+        hows = [one.delivery.how for one in fresh]
+        for how in set(hows):
+            self._parts.metrics.received(how, hows.count(how))
         self._parts.metrics.sizes([one.delivery.size for one in fresh if one.delivery.how == "new"])
-        self.wake_up()
+        if not self._stopping:
+            self._admit()  # at once: the claim goes before the next read
 
     def wake_up(self) -> None:
         """Something may be admitted now."""
@@ -126,6 +130,9 @@ class Consumer:
         self._claiming.raise_bug()
         for lanes in self._lanes:
             lanes.raise_bug()
+        return self._admit()
+
+    def _admit(self) -> int:
         chosen = [] if self._parts.gate.closed else self._admission.choose()
         if chosen:
             self._room.set()

@@ -44,13 +44,13 @@ class Fetcher:
 
     async def run_once(self) -> float:
         """Seconds to wait before the next read (0, but for a server that does not block)."""
-        if not self._consumer.may_read(self._reader.partitions):
+        entries, room_bytes = self._consumer.room_for(self._reader.partitions)
+        if not entries:
             self.waits_for_room = True
-            await self._consumer.wait_to_read(self._reader.partitions)
+            entries, room_bytes = await self._consumer.wait_to_read(self._reader.partitions)
             self.waits_for_room, self.last_read = False, time.monotonic()  # silence until now was our own
         if self._consumer.stopping:
             return 0.0
-        entries, room_bytes = self._consumer.room
         count = max(1, min(self._count, entries, int(room_bytes / self._bytes_per_entry)) // self._sharing())
         started = time.monotonic()
         try:
