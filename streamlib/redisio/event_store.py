@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import secrets
 import time
+from binascii import b2a_base64
 from collections.abc import Callable, Sequence
 
 from msgspec import Struct
@@ -247,8 +247,8 @@ def new_commit_id() -> str:
 
 
 def commit_id_of(first: Message) -> str:
-    """The same for a commit whose first event has an id of its own, by `new_event_id`: 70 of its bits are random."""
-    return base64.urlsafe_b64encode(bytes.fromhex(first.id.replace("-", "")[-18:])).decode()
+    """The same for a commit whose first event has its id by `new_event_ids`: 69 of its bits are random."""
+    return b2a_base64(bytes.fromhex(first.id.replace("-", "")[-18:]), newline=False).decode()
 
 
 def _conflict(append: _Append, actual: int) -> ConcurrencyConflict:
