@@ -76,7 +76,7 @@ class Folder:
             else:
                 missing.append(row_id)
         asked = prepared if self.seen is None else ()
-        events = dict.fromkeys([one.message.id for one in asked if one.message is not None])
+        events = dict.fromkeys([one.event_id for one in asked if one.event_id])
         return Needs(list(events), missing, self._ended)
 
     def fold(self, prepared: Sequence[Prepared], needs: Needs, loaded: Loaded, checkpoint: str) -> Folded:
@@ -186,13 +186,12 @@ class _Run:
 
     def _fold_one(self, one: Prepared) -> Stored | Failure | None:
         """The entry's row after it; the failure if it must not be applied, None if it changes nothing."""
-        message = one.message
-        if message is not None and self._is_copy(message.id, one.entry.at_ms):
+        if one.event_id and self._is_copy(one.event_id, one.entry.at_ms):
             self._copies += 1
             return None
         if one.failure is not None:
             return one.failure
-        if one.event is None or message is None:
+        if one.event is None:
             self._skipped += 1
             return None
         try:
@@ -235,9 +234,9 @@ class _Run:
         return settled_at is not None and at_ms - settled_at < seen.window_ms
 
     def _settle(self, one: Prepared, state: str) -> None:
-        if one.message is None:
+        if not one.event_id:
             return
-        event_id, at_ms, seen = one.message.id, one.entry.at_ms, self._folder.seen
+        event_id, at_ms, seen = one.event_id, one.entry.at_ms, self._folder.seen
         if seen is not None:
             self._settled.pop(event_id, None)  # again, a window later: it stands behind what came in between
         self._settled[event_id] = at_ms
