@@ -37,7 +37,7 @@ class Cost(Struct, frozen=True):
 BOUNDS = {
     "handler": Cost(calls=133, commands=0.007),
     "batch_handler": Cost(calls=125, commands=0.007),
-    "projection": Cost(calls=84, commands=0.006),
+    "projection": Cost(calls=43, commands=0.005),
     "publish_many": Cost(calls=46, commands=0.002),
     "save_one": Cost(calls=275, commands=1),
     "save_100": Cost(calls=33, commands=0.01),
