@@ -37,6 +37,7 @@ COMMANDS = {
     "check": Lazy("streamlib.cli.check", "Does this app load, and does it fit this Redis?"),
     "schema": Lazy("streamlib.cli.schema", "Keep event schemas in a file; find changes that break."),
     "server": Lazy("streamlib.cli.server", "Run the embedded server in the foreground."),
+    "bench": Lazy("streamlib.cli.bench", "Measure your own Redis: a worker beside a loop written by hand."),
     "demo": Lazy("streamlib.cli.demo", "Process real flights, from start to read models.", "demo"),
 }
 
