@@ -7,10 +7,11 @@ from typing import Any, get_args
 import pytest
 
 from streamlib.ops.doctor import place_of
-from streamlib.ops.doctor_copies import check_clocks, check_copies
+from streamlib.ops.doctor_copies import check_clocks, check_copies, check_watchers
 from streamlib.ops.doctor_server import check_node
 from streamlib.ops.findings import Code
 from streamlib.redisio.node_facts import BufferLimit, Copy, NodeFacts
+from streamlib.redisio.quorum import Verdict, Watcher
 from streamlib.redisio.server import ServerInfo
 from streamlib.redisio.server_holes import HOLES, holes_of
 from streamlib.settings import RedisSettings, Settings, WorkerSettings
@@ -134,6 +135,21 @@ def test_clocks_of_servers_may_be_half_a_lease_apart() -> None:
     codes = [(one.code, one.where) for one in check_clocks([last, first], SETTINGS)]
     assert codes == [("clock_skew", "10.0.0.3:6379"), ("clocks_apart", "10.0.0.3:6379")]
     assert [one.code for one in check_clocks([first, facts(clock_ahead_ms=900.0)], SETTINGS)] == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "found"),
+    [
+        ("enough", []),
+        ("too_few", [("no_failover", "danger")]),
+        ("silent", [("sentinel_silent", "warning")]),
+        ("denied", [("not_looked_at", "not_looked_at")]),
+    ],
+)
+def test_a_sentinel(verdict: Verdict, found: list[tuple[str, str]]) -> None:
+    told = check_watchers([Watcher("10.0.0.9:26379", verdict, "in its words")])
+    assert [(one.code, one.severity) for one in told] == found
+    assert all("in its words" in one.what for one in told)
 
 
 @pytest.mark.parametrize(
