@@ -13,7 +13,7 @@ from msgspec import Struct
 from streamlib.keys import Keys
 from streamlib.ops.doctor_copies import check_clocks, check_copies, check_watchers
 from streamlib.ops.doctor_groups import check_group, check_stranger, live_groups, look_at_groups, strangers
-from streamlib.ops.doctor_keys import LOOK_AT, Known, Scanned, check_keys, scan
+from streamlib.ops.doctor_keys import LOOK_AT, Known, Lost, Scanned, check_keys, scan
 from streamlib.ops.doctor_server import check_node
 from streamlib.ops.findings import ORDER, Diagnosis, not_looked_at
 from streamlib.redisio.connection import Lane, RedisDoor
@@ -121,16 +121,17 @@ async def _keys(
 ) -> int:
     """How many keys were looked at."""
     scanned: list[Scanned] = []
+    lost: dict[str, Lost] = {}
     async with _told(findings, "keys"):
         partitions = await topics(redis, keys)
         groups = {topic: frozenset(await groups_of(redis, keys, topic)) for topic in partitions}
         known = Known(keys.namespace, partitions, groups)
-        scanned += await asyncio.gather(*(scan(lane, where, known, most) for where, lane in lanes.items()))
+        scanned += await asyncio.gather(*(scan(lane, where, known, most, lost) for where, lane in lanes.items()))
     for one in scanned:
         if not one.whole:
             what = f"only the first {one.looked_at:,} keys were looked at for keys without owner"
             findings.append(not_looked_at(one.where, what, "streamlib doctor --scan looks at all of them"))
-    findings += check_keys(orphan for one in scanned for orphan in one.orphans)
+    findings += check_keys(lost)
     return sum(one.looked_at for one in scanned)
 
 
@@ -151,4 +152,4 @@ def _not_told(where: str, error: Exception) -> Diagnosis:
             advice="rename or remove it, or set redis.namespace; streamlib check APP names the key",
         )  # fmt: skip
     right = "grant the user that right" if error_code(error) == "NOPERM" else "mend that first"
-    return not_looked_at(where, f"they were not looked at, or not all: {error}", right)
+    return not_looked_at(where, f"not looked at, or not wholly: {error}", right)

@@ -70,6 +70,7 @@ async def test_a_healthy_primary_with_its_replica_gives_nothing(own_server: Serv
         ({"appendonly": "no"}, "aof_off", "danger"),
         ({"appendfsync": "no"}, "appendfsync_no", "danger"),
         ({"timeout": "1"}, "idle_timeout", "warning"),
+        ({"enable-debug-command": "yes"}, "debug_allowed", "warning"),
         ({"tcp-keepalive": "0"}, "keepalive_off", "warning"),
         ({"client-output-buffer-limit": "normal 1mb 0 0"}, "output_buffer_limit", "warning"),
         ({"min-replicas-to-write": "1"}, "min_replicas_not_met", "danger"),
