@@ -18,6 +18,7 @@ from benchmarks import figures, harness
 from benchmarks.case import Case, Size
 from benchmarks.cases import CASES, beside, chosen, installed
 from benchmarks.peer_cases import peers
+from streamlib.bench.figures import lines
 from tests.helpers.servers import SERVER_KINDS
 
 PACKAGES = ("streamlib", "redis", "hiredis", "msgspec", "uvloop", "prometheus-client")
@@ -92,7 +93,7 @@ def _size(given: argparse.Namespace) -> Size:
 def _measure(cases: list[Case], given: argparse.Namespace, size: Size, client: redis.Redis, url: str) -> None:
     about = machine(client)
     rounds = harness.measure(cases, given.rounds, size, client, url, lambda line: print(line, file=sys.stderr))
-    table = figures.lines(rounds, {case.name: case.base for case in cases})
+    table = lines(rounds, {case.name: case.base for case in cases})
     if given.json:
         told = {"about": about, "size": msgspec.to_builtins(size), "table": msgspec.to_builtins(table)}
         print(json.dumps(told | {"rounds": rounds}))

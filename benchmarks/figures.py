@@ -1,61 +1,12 @@
-"""The arithmetic: medians over rounds, and ratios between cases that ran in the same round."""
+"""The table of all cases, for people."""
 
-from collections.abc import Mapping, Sequence
-from statistics import median
+from collections.abc import Sequence
 
-from msgspec import Struct
-
-from benchmarks.case import Figures
-
-Round = Mapping[str, Figures]
-"""What one round measured, by case."""
-
-
-class Spread(Struct, frozen=True):
-    """Median, least and most of what the rounds gave."""
-
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(median(values), min(values), max(values))
-
-
-class Line(Struct, frozen=True):
-    """One figure of one case, and the same in relation to its base (None where it has none, or the base measured 0)."""
-
-    case: str
-    figure: str
-    value: Spread
-    base: str = ""
-    ratio: Spread | None = None
-
-
-def lines(rounds: Sequence[Round], bases: Mapping[str, str]) -> list[Line]:
-    """The table: for each case of `bases` (case -> base, "" for none), in its order, each figure it gave."""
-    table = []
-    for case, base in bases.items():
-        ran = [found for found in rounds if case in found]
-        for figure in dict.fromkeys(name for found in ran for name in found[case]):
-            values = [found[case][figure] for found in ran if figure in found[case]]
-            table.append(Line(case, figure, Spread.of(values), base, ratio(ran, case, base, figure)))
-    return table
-
-
-def ratio(rounds: Sequence[Round], case: str, base: str, figure: str) -> Spread | None:
-    """A figure of the case divided by that of its base, round by round."""
-    pairs = [
-        (found[case][figure], found[base][figure])
-        for found in rounds
-        if figure in found.get(case, {}) and found.get(base, {}).get(figure)
-    ]
-    return Spread.of([mine / theirs for mine, theirs in pairs]) if pairs else None
+from streamlib.bench.figures import Line, number
 
 
 def text(table: Sequence[Line]) -> str:
-    """The table for people."""
+    """A line for each figure of each case."""
     shown = [f"{'case':<28}{'figure':<24}{'median':>12}{'least':>12}{'most':>12}   in relation to its base"]
     case = ""
     for line in table:
@@ -69,8 +20,3 @@ def _relation(line: Line) -> str:
     if line.ratio is None:
         return ""
     return f"   {line.ratio.median:.2f} ({line.ratio.least:.2f} to {line.ratio.most:.2f}) of {line.base}"
-
-
-def number(value: float) -> str:
-    """Three or more digits that count."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

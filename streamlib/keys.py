@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterable
+from typing import Self
 
 from msgspec import Struct
 
@@ -13,6 +15,9 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ENDS_LIKE_PARTITION = re.compile(r"\.\d+$")
 MAX_ID_BYTES = 200
 OWN_NAMESPACE = "streamlib"
+SCRATCH = "streamlib-bench-"
+"""Part of every key that is made to be removed again, and of no other."""
+_SCRATCH_NAMESPACE = re.compile(rf"{SCRATCH}[0-9a-f]{{12}}")
 
 
 def check_name(kind: str, name: str) -> str:
@@ -126,6 +131,16 @@ class Keys(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         check_namespace(self.namespace)
+
+    @classmethod
+    def scratch(cls) -> Self:
+        """Those of a new namespace that nobody has, to be removed again."""
+        return cls(SCRATCH + uuid.uuid4().hex[:12])
+
+    @property
+    def are_scratch(self) -> bool:
+        """Whether `scratch` made this namespace."""
+        return _SCRATCH_NAMESPACE.fullmatch(self.namespace) is not None
 
     def stream(self, topic: str, partition: int, partitions: int) -> StreamKeys:
         """The keys of one partition. With one partition the stream is called like the topic."""

@@ -147,11 +147,19 @@ def test_the_testing_example_runs(shop: Path) -> None:
 
 
 def test_the_benchmark_runs(shop: Path) -> None:
-    (command,) = [text.strip() for text in blocks("console") if "benchmarks" in text]
+    (command,) = [text.strip() for text in blocks("console") if "-m benchmarks" in text]
     _with_python(shop)
     done = in_shell(command.replace("python", "python_of_tests", 1), shop)
     assert done.returncode == 0, done.stderr
     assert "streamlib" in done.stdout
+
+
+def test_the_bench_runs_as_written(shop: Path) -> None:
+    (command,) = [text.strip() for text in blocks("console") if "streamlib bench" in text]
+    small = command.replace("redis://127.0.0.1:6379", "embedded://data") + " --events 2000 --rounds 1"
+    done = in_shell(small, shop)
+    assert done.returncode == 0, done.stderr
+    assert "worker / raw_loop" in done.stdout
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

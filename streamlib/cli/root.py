@@ -38,6 +38,7 @@ COMMANDS = {
     "doctor": Lazy("streamlib.cli.doctor", "What in this Redis endangers events, and what to do."),
     "schema": Lazy("streamlib.cli.schema", "Keep event schemas in a file; find changes that break."),
     "server": Lazy("streamlib.cli.server", "Run the embedded server in the foreground."),
+    "bench": Lazy("streamlib.cli.bench", "Measure your own Redis: a worker beside a loop written by hand."),
     "demo": Lazy("streamlib.cli.demo", "Process real flights, from start to read models.", "demo"),
 }
 

@@ -13,6 +13,7 @@ import click
 
 from streamlib.app import App
 from streamlib.cli.app_import import load_app
+from streamlib.cli.event_loop import loop_factory
 from streamlib.cli.exits import Exit
 from streamlib.cli.options import Given, shared_options
 from streamlib.cli.reload import run_reloading
@@ -136,7 +137,7 @@ def _work(app: App, settings: Settings, groups: tuple[str, ...], channel: SlotCh
         server = ProbeServer(settings.worker.http, probes.render, probes.live, probes.ready)
         _log.info("http_listening", extra={"url": server.start(), "pid": os.getpid()})
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner, translated(settings.redis):
+        with asyncio.Runner(loop_factory=loop_factory()) as runner, translated(settings.redis):
             try:
                 code = runner.run(_serve(app, groups, probes, burst=burst))
             except Exception:
@@ -186,12 +187,3 @@ async def _opened(app: App, stop: asyncio.Event) -> bool:
         return False
     finally:
         stopping.cancel()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

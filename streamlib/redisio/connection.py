@@ -67,6 +67,17 @@ class Clients(Protocol):
     async def close(self) -> None: ...
 
 
+def clients_of(settings: RedisSettings) -> Clients:
+    """What makes clients for `settings.url`; nothing is sent yet. Raises ConfigError for a URL of the wrong form."""
+    address = read_address(settings.url)
+    maker = ClientMaker(settings, address)
+    if address.scheme == "sentinel":
+        return SentinelClients(address, maker, settings.timeout_s)
+    if address.scheme == "cluster":
+        return ClusterClients(address, maker, settings.timeout_s)
+    return SingleClients(maker)
+
+
 class RedisDoor:
     """Clients for one Redis, one primary with its sentinels, or one cluster.
 
@@ -85,13 +96,7 @@ class RedisDoor:
     @classmethod
     def open(cls, settings: RedisSettings) -> RedisDoor:
         """A door for `settings.url`; nothing is sent yet. Raises ConfigError for a URL of the wrong form."""
-        address = read_address(settings.url)
-        maker = ClientMaker(settings, address)
-        if address.scheme == "sentinel":
-            return cls(settings, SentinelClients(address, maker, settings.timeout_s))
-        if address.scheme == "cluster":
-            return cls(settings, ClusterClients(address, maker, settings.timeout_s))
-        return cls(settings, SingleClients(maker))
+        return cls(settings, clients_of(settings))
 
     @property
     def settled(self) -> Callable[[], Awaitable[bool]] | None:

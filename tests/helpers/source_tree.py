@@ -41,6 +41,7 @@ FLOORS = {
     "streamlib.blocking": 3,
     "streamlib.producer": 3,
     "streamlib.embedded": 3,
+    "streamlib.bench": 3,
     "streamlib.testing": 3,
     "streamlib.cli": 4,
     "streamlib.ui": 4,

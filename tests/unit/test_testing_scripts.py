@@ -29,6 +29,7 @@ from streamlib.redisio.key_states import resume, skip
 from streamlib.redisio.scripts import Script
 from streamlib.testing import AppFactory, Handled
 from streamlib.testing.plugin import streamlib_app, streamlib_server
+from tests.helpers.by_hand import read_by_hand
 from tests.helpers.source_tree import ROOT
 
 __all__ = ["streamlib_app", "streamlib_server"]
@@ -129,6 +130,7 @@ async def test_every_lua_script_runs_on_fakeredis(streamlib_app: AppFactory) -> 
         found = [n async for some in many_keys(app.redis, [stream], ["idem:ledger"], one_node=True) for n in some]
         assert sorted(found) == [stream.idem("ledger", f"e{name}").encode() for name in ("o-1", "o-2")]
         assert await begin(app.redis, app.keys, ViewName("orders", "order-view"), 2, "fingerprint")
+        assert len(await read_by_hand(app.redis, stream)) == 2
         await money_is_moved(app, bank)
         await orders_run_again(app)
         loaded = await app.redis.execute("SCRIPT", "EXISTS", *(Script(name).sha for name in LUA))

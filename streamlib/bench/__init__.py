@@ -1,0 +1,1 @@
+"""Measures a worker beside a loop written by hand, on the Redis that a user has: `streamlib bench`."""

@@ -1,0 +1,32 @@
+"""The loop that is written by hand, run on a stream until everything there is done."""
+
+import asyncio
+
+from streamlib.keys import StreamKeys
+from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.load import RawLoop
+from tests.helpers.waiting import eventually
+
+GROUP = "by-hand"
+
+
+async def read_by_hand(redis: RedisDoor, stream: StreamKeys) -> list[bytes]:
+    """The data of every event that a new group was given, once all are acknowledged."""
+    handled: list[bytes] = []
+
+    async def handle(data: bytes) -> None:
+        handled.append(data)
+
+    async def is_done() -> bool:
+        stored = await redis.execute("XLEN", stream.stream)
+        return len(handled) >= stored and not (await redis.execute("XPENDING", stream.stream, GROUP))[0]
+
+    await redis.execute("XGROUP", "CREATE", stream.stream, GROUP, "0")
+    loop = RawLoop(redis, stream, GROUP, lease_ms=30_000, window_ms=60_000)
+    running = asyncio.create_task(loop.run(bytes, handle))
+    try:
+        await eventually(is_done)
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+    return handled
