@@ -32,7 +32,7 @@ def command(given: Given, all_keys: bool, as_json: bool) -> None:
     settings = given.settings()
 
     async def work() -> Report:
-        async with connected(settings) as session:
+        async with connected(settings, ask_first=False) as session:
             return await examine(session.redis, session.keys, settings, all_keys=all_keys)
 
     report = asyncio.run(work())

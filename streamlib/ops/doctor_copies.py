@@ -1,11 +1,12 @@
-"""What endangers events between servers: replicas that are missing or behind, and clocks that differ."""
+"""What endangers events between servers: replicas missing or behind, too few sentinels, clocks that differ."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from streamlib.ops.findings import Code, Diagnosis, Severity
+from streamlib.ops.findings import Code, Diagnosis, Severity, not_looked_at
 from streamlib.redisio.node_facts import NodeFacts
+from streamlib.redisio.quorum import Verdict, Watcher
 from streamlib.settings import Settings
 
 SKEW_MS = 1_000
@@ -60,6 +61,43 @@ def refusing(facts: NodeFacts) -> list[Diagnosis]:
     what = f"min-replicas-to-write is {facts.min_copies}, and {good} replicas are near enough"
     advice = "bring the replicas back, or lower min-replicas-to-write for the time being"
     return [_found("min_replicas_not_met", "danger", facts, what, "it takes no events", advice)]
+
+
+def check_watchers(watchers: Sequence[Watcher]) -> list[Diagnosis]:
+    """Every finding about the sentinels: those that do not answer, and what the others say of them."""
+    return [found for watcher in watchers for found in _WATCHER[watcher.verdict](watcher)]
+
+
+def _too_few(watcher: Watcher) -> list[Diagnosis]:
+    what = f"this sentinel says: {watcher.told}"
+    why = "when the primary is gone no other server takes over"
+    return [
+        Diagnosis(
+            code="no_failover", severity="danger", where=watcher.where, what=what, why=why,
+            advice="bring the other sentinels back, and mend the network between them",
+        )
+    ]  # fmt: skip
+
+
+def _silent(watcher: Watcher) -> list[Diagnosis]:
+    return [
+        Diagnosis(
+            code="sentinel_silent", severity="warning", where=watcher.where,
+            what=f"this sentinel does not answer: {watcher.told}",
+            why="with a majority of them gone no other server takes over",
+            advice="start it, or take it out of redis.url",
+        )
+    ]  # fmt: skip
+
+
+def _denied(watcher: Watcher) -> list[Diagnosis]:
+    what = f"this sentinel did not tell whether there are enough of them: {watcher.told}"
+    return [not_looked_at(watcher.where, what, "allow SENTINEL CKQUORUM, and check sentinel_username and the name")]
+
+
+_WATCHER: dict[Verdict, Callable[[Watcher], list[Diagnosis]]] = {
+    "enough": lambda _: [], "too_few": _too_few, "silent": _silent, "denied": _denied,
+}  # fmt: skip
 
 
 def check_clocks(nodes: Sequence[NodeFacts], settings: Settings) -> list[Diagnosis]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -11,12 +12,12 @@ from streamlib.keys import Keys, StreamKeys
 from streamlib.message import entry_time_ms
 from streamlib.ops.findings import Code, Diagnosis, Severity
 from streamlib.ops.inspect import GroupInfo, inspect
-from streamlib.ops.places import Place, places
+from streamlib.ops.places import Place, partitions_of, places
 from streamlib.ops.workers import live_ms
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.group_keys import groups_on
 from streamlib.redisio.members import members
-from streamlib.redisio.registry import groups_of, topics
+from streamlib.redisio.registry import groups_of
 
 LATELY_S = 3_600
 MOST_COUNTED = 1_000
@@ -53,41 +54,45 @@ class Stranger(Struct, frozen=True):
     streams: list[str]
 
 
-async def look_at_groups(redis: RedisDoor, keys: Keys, lease_ms: int) -> list[GroupFacts]:
-    """Every declared group. Raises what the client raises."""
-    infos = await inspect(redis, keys)
+async def live_groups(redis: RedisDoor, keys: Keys, lease_ms: int) -> Counter[str]:
+    """ "<topic>:<group>" -> how many live workers run it. Raises what the client raises."""
     seen = await members(redis, keys, live_ms(lease_ms))
-    live = [name for one in seen for name in one.member.groups]
-    there = await places(redis, keys)
+    return Counter(name for one in seen for name in one.member.groups)
+
+
+async def look_at_groups(
+    redis: RedisDoor, keys: Keys, topic: str, live: Mapping[str, int], lease_ms: int
+) -> list[GroupFacts]:
+    """Every declared group of a topic. Raises what the client raises."""
+    [about] = await inspect(redis, keys, topic)
+    there = await places(redis, keys, topic)
     facts = []
-    for topic in infos:
-        for group in topic.groups:
-            own = [place for place in there if (place.topic, place.group) == (topic.topic, group.group)]
-            facts.append(
-                GroupFacts(
-                    topic=topic.topic,
-                    info=group,
-                    workers=live.count(f"{topic.topic}:{group.group}"),
-                    stuck=await _stuck(redis, own, lease_ms) if group.pending or group.retrying else 0,
-                    newest_dead_s=await _newest_dead_s(redis, own) if group.dead else None,
-                    lease_s=lease_ms / 1000,
-                )
+    for group in about.groups:
+        own = [place for place in there if place.group == group.group]
+        facts.append(
+            GroupFacts(
+                topic=topic,
+                info=group,
+                workers=live.get(f"{topic}:{group.group}", 0),
+                stuck=await _stuck(redis, own, lease_ms) if group.pending or group.retrying else 0,
+                newest_dead_s=await _newest_dead_s(redis, own) if group.dead else None,
+                lease_s=lease_ms / 1000,
             )
+        )
     return facts
 
 
-async def strangers(redis: RedisDoor, keys: Keys) -> list[Stranger]:
-    """Consumer groups on topics' streams that no app declared. Raises what the client raises."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for topic, partitions in sorted((await topics(redis, keys)).items()):
-        declared = await groups_of(redis, keys, topic)
-        streams = [keys.stream(topic, number, partitions).stream for number in range(partitions)]
-        for start in range(0, partitions, _AT_ONCE):
-            some = streams[start : start + _AT_ONCE]
-            for stream, groups in zip(some, await asyncio.gather(*(groups_on(redis, s) for s in some)), strict=True):
-                for group in groups - declared.keys():
-                    found.setdefault((topic, group), []).append(stream)
-    return [Stranger(topic, group, streams) for (topic, group), streams in sorted(found.items())]
+async def strangers(redis: RedisDoor, keys: Keys, topic: str) -> list[Stranger]:
+    """Consumer groups on a topic's streams that no app declared. Raises what the client raises."""
+    declared = await groups_of(redis, keys, topic)
+    streams = [place.stream for place in await partitions_of(redis, keys, topic)]
+    found: dict[str, list[str]] = {}
+    for start in range(0, len(streams), _AT_ONCE):
+        some = streams[start : start + _AT_ONCE]
+        for stream, groups in zip(some, await asyncio.gather(*(groups_on(redis, s) for s in some)), strict=True):
+            for group in groups - declared.keys():
+                found.setdefault(group, []).append(stream)
+    return [Stranger(topic, group, on) for group, on in sorted(found.items())]
 
 
 def check_group(facts: GroupFacts) -> list[Diagnosis]:

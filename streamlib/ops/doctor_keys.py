@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
@@ -25,6 +25,7 @@ _REGISTERS = frozenset({"group", "limit", "replay"})
 _EVENTS = frozenset({"retry", "retrybody", "again", "later", "laterbody"})
 """Kinds that hold events which nobody has handled yet."""
 
+_TAKE = "they take memory, some for ever, unless it is the register of topics that was lost"
 _ADVICE = "run the app that declares it; if there is none any more and nobody needs what they hold, remove them"
 
 
@@ -53,25 +54,32 @@ class Orphan(Struct, frozen=True):
     key: str
 
 
+class Lost(Struct, frozen=True):
+    """The keys of one lost owner: how many of each kind, and one of them."""
+
+    kinds: Counter[str]
+    example: str
+
+
 class Scanned(Struct, frozen=True):
-    """The keys of one server: how many were looked at, whether those were all, and which have no owner."""
+    """The keys of one server: how many were looked at, and whether those were all."""
 
     where: str
     looked_at: int
     whole: bool
-    orphans: list[Orphan]
 
 
-async def scan(lane: Executes, where: str, known: Known, most: int | None) -> Scanned:
-    """Look at up to `most` keys of one server, None for all. Raises what the client raises."""
+async def scan(lane: Executes, where: str, known: Known, most: int | None, lost: dict[str, Lost]) -> Scanned:
+    """Look at up to `most` keys of one server, None for all; owner -> keys goes to `lost`. Raises what the client
+    raises."""
     cursor, looked_at = b"0", 0
-    orphans: list[Orphan] = []
     while True:
         cursor, names = await lane.execute("SCAN", cursor, "COUNT", _STEP)
         looked_at += len(names)
-        orphans += orphans_of(names, known)
+        for orphan in orphans_of(names, known):
+            lost.setdefault(orphan.owner, Lost(Counter(), orphan.key)).kinds[orphan.kind] += 1
         if cursor == b"0" or (most is not None and looked_at >= most):
-            return Scanned(where, looked_at, cursor == b"0", orphans)
+            return Scanned(where, looked_at, cursor == b"0")
 
 
 def orphans_of(names: Iterable[bytes], known: Known) -> list[Orphan]:
@@ -80,16 +88,12 @@ def orphans_of(names: Iterable[bytes], known: Known) -> list[Orphan]:
     return [orphan for key in keys if (orphan := _of_stream(key, known) or _of_registry(key, known)) is not None]
 
 
-def check_keys(orphans: Iterable[Orphan]) -> list[Diagnosis]:
+def check_keys(lost: Mapping[str, Lost]) -> list[Diagnosis]:
     """One finding for each lost owner, the first twenty of them."""
-    owners: dict[str, list[Orphan]] = {}
-    for orphan in orphans:
-        owners.setdefault(orphan.owner, []).append(orphan)
-    told = [_finding(owner, owners[owner]) for owner in sorted(owners)]
+    told = [_finding(owner, lost[owner]) for owner in sorted(lost)]
     if len(told) > MOST_TOLD:
-        rest = len(told) - MOST_TOLD
-        what = f"{rest} more topics and groups that nobody declared have keys"
-        told[MOST_TOLD:] = [_diagnosis("warning", "keys", what, "see above", "see above")]
+        what = f"{len(told) - MOST_TOLD} more topics and groups that no app declared have keys"
+        told[MOST_TOLD:] = [_diagnosis("warning", "keys", what, _TAKE, _ADVICE)]
     return told
 
 
@@ -124,15 +128,12 @@ def _of_registry(key: str, known: Known) -> Orphan | None:
     return Orphan(f"group {group} of {topic}", kind, key)
 
 
-def _finding(owner: str, orphans: list[Orphan]) -> Diagnosis:
-    kinds = Counter(orphan.kind for orphan in orphans)
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    what = f"{len(orphans)} keys ({counts}), {orphans[0].key!r} for one, and no app declared it"
-    if kinds.keys() & _EVENTS:
-        why = "they hold events that nobody will handle"
-        return _diagnosis("danger", owner, what, why, _ADVICE)
-    why = "they take memory, some for ever, unless it is the register of topics that was lost"
-    return _diagnosis("warning", owner, what, why, _ADVICE)
+def _finding(owner: str, lost: Lost) -> Diagnosis:
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(lost.kinds.items()))
+    what = f"{lost.kinds.total()} keys ({counts}), {lost.example!r} for one, and no app declared it"
+    if lost.kinds.keys() & _EVENTS:
+        return _diagnosis("danger", owner, what, "they hold events that nobody will handle", _ADVICE)
+    return _diagnosis("warning", owner, what, _TAKE, _ADVICE)
 
 
 def _diagnosis(severity: Severity, where: str, what: str, why: str, advice: str) -> Diagnosis:

@@ -78,6 +78,17 @@ def access(facts: NodeFacts, settings: Settings) -> list[Diagnosis]:
     return of_problem("open_to_all", "warning", facts.where, server.open_to_all(facts.info, settings.redis.url))
 
 
+def encryption(facts: NodeFacts, settings: Settings) -> list[Diagnosis]:
+    return of_problem("not_encrypted", "warning", facts.where, server.not_encrypted(facts.info, settings.redis.url))
+
+
+def debugging(facts: NodeFacts, settings: Settings) -> list[Diagnosis]:
+    if facts.debug_allowed != "yes":
+        return []
+    why = "whoever may use DEBUG can stop the server or spoil its data with one command"
+    return [_found("debug_allowed", "warning", facts, "enable-debug-command is yes", why, "set it to no")]
+
+
 def append_only_file(facts: NodeFacts, settings: Settings) -> list[Diagnosis]:
     found = of_problem("aof_off", "danger", facts.where, server.not_appended(facts.info))
     if facts.info.aof and facts.appendfsync == "no":
@@ -147,8 +158,8 @@ def output_buffer(facts: NodeFacts, settings: Settings) -> list[Diagnosis]:
 
 
 CHECKS: tuple[Check, ...] = (
-    denied, version, role, eviction, append_only_file, last_writes, memory, access, idle_timeout, keepalive,
-    output_buffer,
+    denied, version, role, eviction, append_only_file, last_writes, memory, access, encryption, debugging,
+    idle_timeout, keepalive, output_buffer,
 )  # fmt: skip
 
 

@@ -61,6 +61,12 @@ def read_address(url: str) -> Address:
     return _several(url, parts)
 
 
+def is_encrypted(url: str) -> bool:
+    """Whether the address asks for TLS. Raises as `read_address`."""
+    address = read_address(url)
+    return address.tls or address.scheme == "rediss"
+
+
 def _single(url: str, parts: SplitResult) -> Address:
     _options(url, parts, _QUERY + (_TLS_QUERY if parts.scheme == "rediss" else ()))
     if parts.scheme == "unix":

@@ -182,7 +182,8 @@ class ClusterClient:
                 return await _ask(node, command)
             return await node.execute_command(*command)  # type: ignore[no-untyped-call]
         except UNREACHABLE:
-            self._turn += 1
+            if host == self._any():
+                self._turn += 1
             self._cluster.refresh_soon(host)
             raise
         except redis.exceptions.ClusterDownError:
@@ -191,9 +192,10 @@ class ClusterClient:
 
     def _keyless(self) -> Host:
         """Where the last command went or the home slot is; for a client of all keys any node, while it answers."""
-        if self._home is None:
-            return self._map.primaries[self._turn % len(self._map.primaries)]
-        return self._last or self._owner(self._home)
+        return self._any() if self._home is None else self._last or self._owner(self._home)
+
+    def _any(self) -> Host:
+        return self._map.primaries[self._turn % len(self._map.primaries)]
 
     def _owner(self, slot: int) -> Host:
         """The slot's primary. Where there was none, it is looked for anew: it may be served again by now."""

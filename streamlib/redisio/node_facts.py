@@ -14,7 +14,7 @@ from streamlib.redisio.server import ServerInfo, allowed, config, number, open_u
 
 _SETTINGS = (
     "maxmemory-policy", "appendfsync", "min-replicas-to-write", "min-replicas-max-lag", "timeout", "tcp-keepalive",
-    "client-output-buffer-limit",
+    "client-output-buffer-limit", "enable-debug-command",
 )  # fmt: skip
 
 
@@ -57,6 +57,7 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     idle_timeout_s: int | None = None
     keepalive_s: int | None = None
     buffer_limit: BufferLimit | None = None
+    debug_allowed: str = ""
     clock_ahead_ms: float | None = None
     """Of the server, before this machine's."""
     clock_unsure_ms: float = 0.0
@@ -100,6 +101,7 @@ async def _look_at(lane: Executes, where: str, address: str, primary: bool, now_
         idle_timeout_s=number(settings.get("timeout")),
         keepalive_s=number(settings.get("tcp-keepalive")),
         buffer_limit=_buffer_limit(settings.get("client-output-buffer-limit", "")),
+        debug_allowed=settings.get("enable-debug-command", ""),
         clock_ahead_ms=_server_ms(moment) - (begun_s + ended_s) * 500 if isinstance(moment, list) else None,
         clock_unsure_ms=(ended_s - begun_s) * 500,
     )

@@ -10,6 +10,7 @@ import msgspec
 import redis.exceptions
 from msgspec import Struct
 
+from streamlib.redisio.address import is_encrypted
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import ErrorClass, classify
 from streamlib.redisio.scripts import Executes
@@ -154,6 +155,14 @@ def open_to_all(info: ServerInfo, url: str) -> Problem | None:
     if not info.default_user_open or _is_local(info.address, url):
         return None
     return Problem("user default has no password", "anybody who reaches this server may do anything", "set one")
+
+
+def not_encrypted(info: ServerInfo, url: str) -> Problem | None:
+    """A connection that other machines may listen to."""
+    if _is_local(info.address, url) or is_encrypted(url):
+        return None
+    why = "whoever is on the way reads passwords and events, and can change them"
+    return Problem("the connection to it is not encrypted", why, "use TLS: rediss://, or ?tls=1 with several servers")
 
 
 def _version(info: ServerInfo) -> Finding:

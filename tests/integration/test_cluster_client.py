@@ -197,3 +197,18 @@ async def test_one_node_that_evicts_is_named(cluster: ClusterTopology) -> None:
         finally:
             client.config_set("maxmemory-policy", "noeviction")
     assert f":{node.port}: maxmemory-policy is allkeys-lru" in said
+
+
+async def test_a_node_that_is_silent_for_its_own_keys_moves_nobody_else(cluster: ClusterTopology) -> None:
+    _, second, _ = sorted(cluster.nodes, key=lambda node: node.port)
+    key = next(key for key in KEYS if cluster.node_of(key) is second)
+    async with open_door(cluster.url, timeout_s=0.3) as door:
+        assert await door.execute("PING") == b"PONG"  # of the first node
+        second.stop()
+        try:
+            with pytest.raises(CLIENT_ERRORS):
+                await door.execute("GET", key)
+            assert await door.execute("PING") == b"PONG"
+        finally:
+            second.cont()
+            cluster.wait_until_ok()

@@ -1,6 +1,7 @@
 """Doctor on real servers: healthy ones give nothing, each bad setting is its finding, what is denied is told."""
 
 import asyncio
+import contextlib
 import re
 import shutil
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from streamlib.keys import Keys
 from streamlib.ops.doctor import Report, examine
@@ -16,7 +18,7 @@ from streamlib.ops.findings import Diagnosis
 from streamlib.redisio.registry import declare_group, declare_topic
 from streamlib.settings import RedisSettings, Settings
 from tests.helpers.cluster import ClusterTopology
-from tests.helpers.publishing import ORDERS, open_door
+from tests.helpers.publishing import ORDERS, open_door, topic
 from tests.helpers.sentinel import SentinelTopology
 from tests.helpers.servers import HOST, RedisProc
 from tests.helpers.waiting import wait_until
@@ -68,6 +70,7 @@ async def test_a_healthy_primary_with_its_replica_gives_nothing(own_server: Serv
         ({"appendonly": "no"}, "aof_off", "danger"),
         ({"appendfsync": "no"}, "appendfsync_no", "danger"),
         ({"timeout": "1"}, "idle_timeout", "warning"),
+        ({"enable-debug-command": "yes"}, "debug_allowed", "warning"),
         ({"tcp-keepalive": "0"}, "keepalive_off", "warning"),
         ({"client-output-buffer-limit": "normal 1mb 0 0"}, "output_buffer_limit", "warning"),
         ({"min-replicas-to-write": "1"}, "min_replicas_not_met", "danger"),
@@ -215,3 +218,50 @@ async def test_every_node_of_a_cluster(tmp_path: Path, server_kind: str) -> None
         told = await doctor(topology.url)
     wheres = {f"{HOST}:{node.port}" for node in (topology.nodes[1], topology.nodes[4])}
     assert {one.where for one in told.findings if one.code == "appendfsync_no"} == wheres
+
+
+async def test_a_primary_that_is_gone_does_not_hide_the_others(tmp_path: Path, server_kind: str) -> None:
+    with ClusterTopology(tmp_path, kind=server_kind, full_coverage=False, aof=True) as topology:
+        register = {topology.node_of("streamlib:topics"), topology.node_of("streamlib:workers")}
+        gone = next(node for node in topology.nodes if node not in register)
+        names = [f"t{number}" for number in range(20)]
+        lost = next(name for name in names if topology.node_of(name) is gone)
+        kept = next(
+            name
+            for name in names
+            if gone not in (topology.node_of(name), topology.node_of(f"streamlib:group:{name}:email"))
+        )
+        async with open_door(topology.url) as door:
+            for name in (lost, kept):
+                await declare_topic(door, Keys(), topic(name))
+                await declare_group(door, Keys(), topic(name), "email", "handler", ["Made"])
+        with topology.client() as client:
+            client.xadd(kept, {"id": "1", "type": "Made"}, id="1000-0")
+        topology.kill(gone)
+        report = await doctor(topology.url)
+    dangers = [(one.code, one.where) for one in report.findings if one.severity == "danger"]
+    assert dangers == [("dead_group", f"group email of {kept}"), ("unreachable", f"{HOST}:{gone.port}")]
+    assert [one.where for one in report.findings if one.severity == "not_looked_at"] == [f"topic {lost}"]
+
+
+async def test_too_few_sentinels(tmp_path: Path, server_kind: str) -> None:
+    conf = {"min-replicas-to-write": "1"}
+    with SentinelTopology(tmp_path, kind=server_kind, replicas=1, aof=True, conf=conf) as topology:
+        left, *others = topology.sentinels
+        for one in others:
+            one.kill9()
+
+        def noticed() -> bool:
+            with left.client() as client, contextlib.suppress(redis.exceptions.ResponseError):
+                client.execute_command("SENTINEL", "CKQUORUM", topology.name)
+                return False
+            return True
+
+        await until(noticed, "the sentinel misses the others")
+        report = await doctor(topology.url)
+    told = [(one.code, one.severity, one.where) for one in report.findings if one.code != "version_hole"]
+    gone = sorted(f"{HOST}:{one.port}" for one in others)
+    assert told == [
+        ("no_failover", "danger", f"{HOST}:{left.port}"),
+        *(("sentinel_silent", "warning", where) for where in gone),
+    ]

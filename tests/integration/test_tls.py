@@ -29,13 +29,24 @@ def tls(own_server: Servers, request: pytest.FixtureRequest, tmp_path: Path) -> 
 
 
 async def test_tls_under_an_authority_of_ones_own(tls: Tls) -> None:
-    async with open_door(f"rediss://{HOST}:{tls.port(HOST)}/0", ca_file=tls.ca_file) as door:
+    port = tls.port(HOST)
+    async with open_door(f"rediss://{HOST}:{port}/0", ca_file=tls.ca_file) as door:
         assert await door.execute("SET", "k", "x" * 300_000) == b"OK"
         assert len(await door.execute("GET", "k")) == 300_000
         lane, client = door.lane(), door.sync_client()
         assert await lane.execute("PING") == client.execute("PING") == b"PONG"
         await lane.close()
         client.close()
+        async with door.beside((HOST, port)) as beside:
+            assert await beside.execute("PING") == b"PONG"
+
+
+async def test_a_server_beside_it_is_trusted_no_more_than_it_is(tls: Tls) -> None:
+    url, other = f"rediss://{HOST}:{tls.port(HOST)}", tls.port("redis.example")
+    async with open_door(url, ca_file=tls.ca_file) as door, door.beside((HOST, other)) as beside:
+        with pytest.raises(redis.exceptions.ConnectionError) as raised:
+            await beside.execute("PING")
+    assert classify(raised.value) is ErrorClass.CONFIG
 
 
 @pytest.mark.parametrize("trusted", ["another authority", "the system's"])

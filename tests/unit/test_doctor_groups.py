@@ -1,11 +1,12 @@
 """What doctor thinks of groups and keys, from facts alone."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from streamlib.ops.doctor_groups import GroupFacts, Stranger, check_group, check_stranger
-from streamlib.ops.doctor_keys import MOST_TOLD, Known, Orphan, check_keys, orphans_of
+from streamlib.ops.doctor_keys import MOST_TOLD, Known, Lost, check_keys, orphans_of
 from streamlib.ops.inspect import GroupInfo
 
 IDLE: dict[str, Any] = {
@@ -122,20 +123,19 @@ def test_whose_a_key_of_a_namespace_is(key: str, owner: str | None) -> None:
 
 def test_one_finding_for_each_lost_owner() -> None:
     found = check_keys(
-        [
-            Orphan("topic old", "producers", "{old}:producers"),
-            Orphan("group gone of orders", "idem", "{orders.0}:idem:gone:1"),
-            Orphan("topic old", "again", "{old}:again:email"),
-        ]
+        {
+            "topic old": Lost(Counter(producers=1, again=2), "{old}:producers"),
+            "group gone of orders": Lost(Counter(idem=1), "{orders.0}:idem:gone:1"),
+        }
     )
     assert [(one.where, one.severity) for one in found] == [
         ("group gone of orders", "warning"),
         ("topic old", "danger"),
     ]
-    assert found[1].what.startswith("2 keys (1 again, 1 producers), '{old}:producers' for one")
+    assert found[1].what.startswith("3 keys (2 again, 1 producers), '{old}:producers' for one")
 
 
 def test_many_lost_owners_are_counted() -> None:
-    found = check_keys(Orphan(f"topic t{number:02}", "dedup", f"{{t{number:02}}}:dedup:x") for number in range(25))
+    found = check_keys({f"topic t{number:02}": Lost(Counter(dedup=1), "key") for number in range(25)})
     assert len(found) == MOST_TOLD + 1
     assert found[-1].what.startswith("5 more")

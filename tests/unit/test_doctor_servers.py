@@ -7,10 +7,11 @@ from typing import Any, get_args
 import pytest
 
 from streamlib.ops.doctor import place_of
-from streamlib.ops.doctor_copies import check_clocks, check_copies
+from streamlib.ops.doctor_copies import check_clocks, check_copies, check_watchers
 from streamlib.ops.doctor_server import check_node
 from streamlib.ops.findings import Code
 from streamlib.redisio.node_facts import BufferLimit, Copy, NodeFacts
+from streamlib.redisio.quorum import Verdict, Watcher
 from streamlib.redisio.server import ServerInfo
 from streamlib.redisio.server_holes import HOLES, holes_of
 from streamlib.settings import RedisSettings, Settings, WorkerSettings
@@ -20,7 +21,7 @@ MIB = 1024 * 1024
 GOOD = ServerInfo(
     kind="valkey", version="9.1.0", role="master", policy="noeviction", maxmemory=0, aof=True, default_user_open=False
 )
-SETTINGS = Settings(redis=RedisSettings(url="redis://redis.example:6379"), worker=WorkerSettings(lease_ms=30_000))
+SETTINGS = Settings(redis=RedisSettings(url="rediss://redis.example:6379"), worker=WorkerSettings(lease_ms=30_000))
 ONLINE = Copy(("10.0.0.2", 6379), "online", 1)
 HEALTHY: dict[str, Any] = {
     "where": "10.0.0.1:6379",
@@ -79,6 +80,7 @@ def test_a_healthy_server_gives_nothing() -> None:
         ({"info": info(role="slave", read_only=True)}, ("role", "danger")),
         ({"info": info(role="slave")}, ("role", "danger")),
         ({"info": info(default_user_open=True)}, ("open_to_all", "warning")),
+        ({"debug_allowed": "yes"}, ("debug_allowed", "warning")),
         ({"idle_timeout_s": 7}, ("idle_timeout", "warning")),
         ({"keepalive_s": 0}, ("keepalive_off", "warning")),
         ({"buffer_limit": BufferLimit(8 * MIB, 0, 0)}, ("output_buffer_limit", "warning")),
@@ -105,6 +107,7 @@ def test_each_fault_is_one_finding(changes: dict[str, Any], finding: tuple[str, 
     "changes",
     [
         {"used_bytes": 799 * MIB, "info": info(maxmemory=1_000 * MIB)},
+        {"debug_allowed": "local"},
         {"idle_timeout_s": 8},
         {"buffer_limit": BufferLimit(9 * MIB, 9 * MIB, 10)},
         {"copies": (Copy(("10.0.0.2", 6379), "online", 10),)},
@@ -119,9 +122,26 @@ def test_what_is_next_to_a_fault_is_fine(changes: dict[str, Any]) -> None:
 
 
 def test_eviction_that_was_allowed_is_a_warning() -> None:
-    allowed = Settings(redis=RedisSettings(url="redis://redis.example", allow_eviction=True))
+    allowed = Settings(redis=RedisSettings(url="rediss://redis.example", allow_eviction=True))
     evicting = facts(info=info(policy="allkeys-lru", maxmemory=MIB * 900))
     assert told(evicting, allowed) == [("eviction", "warning")]
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "found"),
+    [
+        ("redis://redis.example:6379", "", ["not_encrypted"]),
+        ("redis://127.0.0.1:6379", "", []),
+        ("rediss://redis.example:6379", "", []),
+        ("sentinel://127.0.0.1:1/streams", "10.0.0.2:6379", ["not_encrypted"]),
+        ("sentinel://127.0.0.1:1/streams?tls=1", "10.0.0.2:6379", []),
+        ("cluster://10.0.0.2:1", "127.0.0.1:6379", []),
+        ("embedded://data", "", []),
+    ],
+)
+def test_what_others_may_listen_to(url: str, address: str, found: list[str]) -> None:
+    settings = Settings(redis=RedisSettings(url=url))
+    assert [code for code, _ in told(facts(info=info(address=address)), settings)] == found
 
 
 def test_nothing_is_well_that_was_denied() -> None:
@@ -134,6 +154,21 @@ def test_clocks_of_servers_may_be_half_a_lease_apart() -> None:
     codes = [(one.code, one.where) for one in check_clocks([last, first], SETTINGS)]
     assert codes == [("clock_skew", "10.0.0.3:6379"), ("clocks_apart", "10.0.0.3:6379")]
     assert [one.code for one in check_clocks([first, facts(clock_ahead_ms=900.0)], SETTINGS)] == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "found"),
+    [
+        ("enough", []),
+        ("too_few", [("no_failover", "danger")]),
+        ("silent", [("sentinel_silent", "warning")]),
+        ("denied", [("not_looked_at", "not_looked_at")]),
+    ],
+)
+def test_a_sentinel(verdict: Verdict, found: list[tuple[str, str]]) -> None:
+    told = check_watchers([Watcher("10.0.0.9:26379", verdict, "in its words")])
+    assert [(one.code, one.severity) for one in told] == found
+    assert all("in its words" in one.what for one in told)
 
 
 @pytest.mark.parametrize(
