@@ -14,7 +14,7 @@ from benchmarks.case import Case, Figures, Run, Size
 from tests.helpers.servers import RedisProc
 
 ROOT = Path(__file__).parents[1]
-CASE_S = 1800
+CASE_S = 7200
 
 # The working directory comes first in sys.path: streamlib is taken from the checkout, benchmarks from here.
 IN_CHECKOUT = """

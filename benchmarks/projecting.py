@@ -161,7 +161,12 @@ def _url(client: redis.Redis) -> str:
 
 CASES = [
     Case(
-        "projection_hot", "1,000 rows that change all the time, two indexes", projection_hot, hot_rows_are_right, filled
+        "projection_hot",
+        "1,000 rows that change all the time, two indexes",
+        projection_hot,
+        hot_rows_are_right,
+        filled,
+        base="raw_claimed",
     ),
     Case(
         "projection_distinct",

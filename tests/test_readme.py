@@ -73,6 +73,14 @@ def test_the_operator_commands_run_as_written(shop: Path) -> None:
     assert "written=3" in done.stdout
 
 
+def test_the_doctor_runs_as_written(shop: Path) -> None:
+    (session,) = [text for text in blocks("console") if "streamlib doctor" in text]
+    done = in_shell(f"export STREAMLIB_REDIS_URL=embedded://data\n{session}", shop)
+    assert done.returncode == 0, done.stderr
+    assert "it has no replica" in done.stdout
+    assert "0 DANGER" in done.stderr
+
+
 def test_the_rebuild_runs_as_written(shop: Path) -> None:
     (first,) = [text for text in blocks("console") if "check shop:app" in text and "publish" in text]
     (session,) = [text for text in blocks("console") if "streamlib rebuild" in text]

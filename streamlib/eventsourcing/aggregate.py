@@ -130,9 +130,12 @@ class Aggregate:
         self._recorded.append(event)
 
     def _check_key(self, event: Event) -> None:
-        fields = self._key_fields
-        if fields and not any(str(getattr(event, field, None)) == self.id for field in fields):
-            told = ", ".join(f"{field} {getattr(event, field, None)!r}" for field in sorted(fields))
+        for field in self._key_fields:
+            found = getattr(event, field, None)
+            if found == self.id or str(found) == self.id:
+                return
+        if self._key_fields:
+            told = ", ".join(f"{field} {getattr(event, field, None)!r}" for field in sorted(self._key_fields))
             raise PublishError(
                 f"{label_of(self)} records {event_type(type(event))} with {told}: an aggregate records only events "
                 "about itself"

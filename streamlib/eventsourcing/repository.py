@@ -219,9 +219,8 @@ class Repository(Generic[A]):
         return await self._send(aggregate, kept.commit, answer)
 
     def _commit_of(self, aggregate: A) -> Commit:
-        recorded, message = aggregate._recorded, self.topic.message
-        ids = new_event_ids(len(recorded))
-        messages = [message(one, event_id=id, key=aggregate.id) for one, id in zip(recorded, ids, strict=True)]
+        recorded = aggregate._recorded
+        messages = self.topic.messages_of_key(aggregate.id, recorded, new_event_ids(len(recorded)))
         return Commit(commit_id_of(messages[0]), messages)
 
     async def _send(self, aggregate: A, commit: Commit, answer: Answer | None) -> Position:

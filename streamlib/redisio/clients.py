@@ -10,6 +10,7 @@ import redis.asyncio
 import redis.asyncio.retry
 import redis.backoff
 import redis.retry
+from redis.asyncio.connection import parse_url
 
 from streamlib.redisio.address import Address, Host
 from streamlib.redisio.packing import TcpConnection, TlsConnection, packed_by_hiredis
@@ -53,7 +54,13 @@ class ClientMaker:
 
     def node(self, host: Host, timeout_s: float) -> redis.asyncio.Redis:
         """A client of a server that holds data."""
-        return self.managed(TlsConnection if self._tls else TcpConnection, timeout_s, host=host[0], port=host[1])
+        return self.managed(self._kind, timeout_s, host=host[0], port=host[1])
+
+    def beside(self, host: Host, timeout_s: float) -> redis.asyncio.Redis:
+        """A client of another server that holds the same data as the one that the URL names."""
+        own = ("host", "port", "path", "db", "connection_class")
+        login = {name: value for name, value in parse_url(self._url).items() if name not in own}
+        return self.managed(self._kind, timeout_s, host=host[0], port=host[1], **login)
 
     def node_sync(self, host: Host, timeout_s: float) -> redis.Redis:
         kind = redis.SSLConnection if self._tls else redis.Connection
@@ -62,9 +69,8 @@ class ClientMaker:
     def sentinel(self, host: Host, timeout_s: float) -> redis.asyncio.Redis:
         """A client of a sentinel, which has users of its own."""
         options = self._options(self._sentinel, timeout_s, redis.asyncio.retry.Retry)
-        kind = TlsConnection if self._tls else TcpConnection
         options["socket_connect_timeout"] = timeout_s
-        pool = PlainPool(connection_class=kind, host=host[0], port=host[1], **options)
+        pool = PlainPool(connection_class=self._kind, host=host[0], port=host[1], **options)
         return _raw(PlainClient.from_pool(pool))
 
     def sentinel_sync(self, host: Host, timeout_s: float) -> redis.Redis:
@@ -88,6 +94,10 @@ class ClientMaker:
     @property
     def tls(self) -> bool:
         return self._tls
+
+    @property
+    def _kind(self) -> type[redis.asyncio.Connection]:
+        return TlsConnection if self._tls else TcpConnection
 
     def _options(self, login: Mapping[str, Any], timeout_s: float, retry: type[Any]) -> dict[str, Any]:
         no_retry = retry(redis.backoff.NoBackoff(), 0)
@@ -117,6 +127,9 @@ class SingleClients:
 
     async def nodes(self, timeout_s: float) -> Mapping[str, redis.asyncio.Redis]:
         return {"": self.client(timeout_s)}
+
+    def beside(self, host: Host, timeout_s: float) -> redis.asyncio.Redis:
+        return self._maker.beside(host, timeout_s)
 
     async def close(self) -> None:
         """Nothing is kept beside the clients."""

@@ -122,6 +122,9 @@ class ClusterClients:
             for host, port in self._cluster.map.primaries
         }
 
+    def beside(self, host: Host, timeout_s: float) -> redis.asyncio.Redis:
+        return self._cluster.maker.node(host, timeout_s)
+
     async def close(self) -> None:
         await self._cluster.close()
 

@@ -15,8 +15,13 @@ from streamlib.redisio.scripts import Arg, Executes, Script
 _load = Script("load_rows")
 _commit = Script("commit")
 
-MAX_EVENTS = 500
 INEXACT = "inexact:"
+
+MAX_EVENTS = 4_000
+"""So many at most are in one commit. What many events did to a row is written once."""
+MAX_ROWS = 1_000
+"""The rows that a commit may change before it takes no further events. They are what costs: the server does nothing
+else meanwhile."""
 MAX_BYTES = 4 * 1024 * 1024
 
 

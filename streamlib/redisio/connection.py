@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import redis.exceptions
 
-from streamlib.redisio.address import read_address
+from streamlib.redisio.address import Host, read_address
 from streamlib.redisio.clients import ClientMaker, SingleClients
 from streamlib.redisio.cluster import ClusterClients
 from streamlib.redisio.command_names import name_of
@@ -53,6 +53,10 @@ class Clients(Protocol):
 
     async def nodes(self, timeout_s: float) -> Mapping[str, AsyncClient]:
         """A client of each primary, by its address; "" for one that is the only one."""
+        ...
+
+    def beside(self, host: Host, timeout_s: float) -> AsyncClient:
+        """A client of the server there, a replica of a primary."""
         ...
 
     @property
@@ -127,6 +131,15 @@ class RedisDoor:
         finally:
             for client in clients.values():
                 await client.aclose()
+
+    @asynccontextmanager
+    async def beside(self, host: Host) -> AsyncIterator[Lane]:
+        """A lane to a replica, for commands without a key. Raises what the client raises."""
+        lane = Lane(self._clients.beside(host, self.settings.timeout_s))
+        try:
+            yield lane
+        finally:
+            await lane.close()
 
     async def close(self) -> None:
         await self._shared.aclose()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import secrets
 import time
+from binascii import b2a_base64
 from collections.abc import Callable, Sequence
 
 from msgspec import Struct
@@ -15,10 +15,10 @@ from streamlib.errors import ConcurrencyConflict, NotConfirmed, PayloadTooLarge,
 from streamlib.keys import Keys
 from streamlib.message import Message, Position
 from streamlib.redisio.aggregate_reader import AggregateReader, AnsweredBefore
+from streamlib.redisio.append_args import args_of
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.durability import DurableLane
 from streamlib.redisio.failures import CLIENT_ERRORS, translate
-from streamlib.redisio.later import pack
 from streamlib.redisio.publisher import Observe
 from streamlib.redisio.scripts import Arg, Script
 from streamlib.settings import LimitSettings
@@ -154,23 +154,18 @@ class EventStore(AggregateReader):
         if not 1 <= len(messages) <= BATCH_EVENTS:
             found = "nothing to append" if not messages else f"{len(messages)} events in one append"
             raise PublishError(f"{_what(topic, aggregate_id)}: {found}; 1 to {BATCH_EVENTS} are allowed")
-        answer_key = answer.key if answer else "-"
-        args: list[Arg] = [expected, commit_id, self._limits.topic_len]
-        args += (answer.value, answer.ttl_ms) if answer else (b"", 0)
-        args.append(len(messages))
-        size = 0
         for message in messages:
             if message.key != aggregate_id:
                 what = _what(topic, aggregate_id)
                 raise PublishError(f"{what}: {message.type} {message.id} has the key {message.key!r}, another id")
-            fields = self._encode(topic, message)
-            size += sum(map(len, fields))
-            args += (len(fields), *fields, pack(fields[:-1]) + b"%d:" % len(fields[-1]))
+        events, size = args_of(self._encode(topic, message) for message in messages)
         if size > BATCH_BYTES:
             raise PayloadTooLarge(
                 f"{_what(topic, aggregate_id)}: {size} bytes in one append; at most {BATCH_BYTES} are allowed, save "
                 "more often"
             )
+        answer_key, value, ttl_ms = (answer.key, answer.value, answer.ttl_ms) if answer else ("-", b"", 0)
+        args = [expected, commit_id, self._limits.topic_len, value, ttl_ms, len(messages), *events]
         names = [keys.stream, keys.aggregate(aggregate_id), keys.later(), keys.answer(answer_key)]
         return _Append(topic, aggregate_id, partition, keys.stream, expected, len(messages), names, args)
 
@@ -252,8 +247,8 @@ def new_commit_id() -> str:
 
 
 def commit_id_of(first: Message) -> str:
-    """The same for a commit whose first event has an id of its own, by `new_event_id`: 70 of its bits are random."""
-    return base64.urlsafe_b64encode(bytes.fromhex(first.id.replace("-", "")[-18:])).decode()
+    """The same for a commit whose first event has its id by `new_event_ids`: 69 of its bits are random."""
+    return b2a_base64(bytes.fromhex(first.id.replace("-", "")[-18:]), newline=False).decode()
 
 
 def _conflict(append: _Append, actual: int) -> ConcurrencyConflict:

@@ -167,9 +167,10 @@ def _entry(topic: TopicSpec, message: Message, limits: LimitSettings) -> Fields:
         fields = topic.codec.write(message)
     except UnicodeEncodeError as error:
         raise PublishError(f"{_what(topic, message)} holds text that is not valid Unicode") from error
-    if not 0 < len(fields) <= MAX_FIELD_PARTS:
+    if not 0 < len(fields) <= MAX_FIELD_PARTS or len(fields) % 2:
         raise PublishError(
-            f"{_what(topic, message)} becomes {len(fields) // 2} fields; an entry has 1 to {MAX_FIELD_PARTS // 2}"
+            f"{_what(topic, message)} becomes {len(fields)} names and values; an entry has 1 to "
+            f"{MAX_FIELD_PARTS // 2} of each"
         )
     return fields
 

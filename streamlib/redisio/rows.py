@@ -33,6 +33,14 @@ Keep = Callable[[Any], bytes | None]
 """The stored form of a value that comes back from it as it is and that nobody can change; None for any other."""
 
 
+Check = Callable[[Any], Any]
+"""Tells whether a value of a type that a field keeps is kept, by the truth of what it answers or by raising."""
+
+PLAIN_CHARS = 200
+"""Longer texts are written to know how much a commit holds."""
+_PLAIN_NUMBERS = 10**30
+
+
 class FieldCodec:
     """Between the values of one field and their stored form."""
 
@@ -92,6 +100,9 @@ class RowCodec(Generic[Row]):
         self.names = tuple(info.name.encode() for info in infos)
         self._keeps = [codec.keep for codec in self.fields.values()]
         self._is_simple = not hasattr(cls, "__post_init__") and not cls.__struct_config__.dict
+        self._checks: dict[tuple[type, ...], list[tuple[int, Check]]] = {}
+        self.most_plain_bytes = PLAIN_CHARS * len(infos)
+        """About what a plain row takes, at most."""
         self._required = {info.name for info in infos if info.required}
 
     def encode(self, row: Row) -> RowFields:
@@ -109,6 +120,26 @@ class RowCodec(Generic[Row]):
         if None in raws:
             return tuple(self.encode(row).values()), None
         return tuple(raws), row if self._is_simple else None
+
+    def is_plain(self, row: Any) -> bool:
+        """Whether this is a small row that `write` surely answers with, so that nobody need write it to know."""
+        if type(row) is not self.cls:
+            return False
+        values = astuple(row)
+        kinds = tuple(map(type, values))
+        checks = self._checks.get(kinds)
+        if checks is None:
+            if not self._is_simple or any(kind not in keep for kind, keep in zip(kinds, self._keeps, strict=True)):
+                return False
+            found = [_check_of(kind, keep[kind]) for kind, keep in zip(kinds, self._keeps, strict=True)]
+            checks = self._checks[kinds] = [(n, check) for n, check in enumerate(found) if check is not None]
+        try:
+            for n, check in checks:
+                if not check(values[n]):
+                    return False
+        except (ArithmeticError, ValueError):  # NaN has no order; a lone surrogate has no bytes
+            return False
+        return True
 
     def kept(self, row: Row) -> Row | None:
         """The same of a row that was read."""
@@ -198,6 +229,33 @@ def _keep_datetime(value: datetime) -> bytes | None:
     return _encode(value) if is_kept else None
 
 
+def _is_plain_text(value: str) -> bool:
+    return len(value) <= PLAIN_CHARS and (value.isascii() or value.encode() != b"")
+
+
+def _is_plain_number(value: Any) -> bool:
+    return bool(-_PLAIN_NUMBERS < value < _PLAIN_NUMBERS)
+
+
+def _is_plain_int(value: int) -> bool:
+    return -(1 << 63) <= value < 1 << 63
+
+
+def _check_of(kind: type, keep: Keep) -> Check | None:
+    """How to know that a value is kept; None where all are."""
+    if kind is str and keep in (str.encode, _encode):
+        return _is_plain_text
+    if keep in _CHECKS:
+        return _CHECKS[keep]
+    return lambda value: keep(value) is not None
+
+
+_CHECKS: dict[Keep, Check | None] = {
+    _encode: None,
+    _keep_int: _is_plain_int,
+    _keep_float: _is_plain_number,
+    _keep_decimal: _is_plain_number,
+}
 _KEEP: dict[type[msgspec.inspect.Type], tuple[type, Keep]] = {
     msgspec.inspect.StrType: (str, _encode),
     msgspec.inspect.IntType: (int, _keep_int),

@@ -329,6 +329,9 @@ class SentinelClients:
     async def nodes(self, timeout_s: float) -> Mapping[str, redis.asyncio.Redis]:
         return {"": self.client(timeout_s)}
 
+    def beside(self, host: Host, timeout_s: float) -> redis.asyncio.Redis:
+        return self._maker.node(host, timeout_s)
+
     async def settled(self) -> bool:
         return await self._sentinels.settled()
 

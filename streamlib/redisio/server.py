@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
@@ -46,6 +46,17 @@ class ServerInfo(Struct, frozen=True, kw_only=True):
         return f"{self.kind.capitalize()} {self.version or 'of unknown version'}"
 
 
+class Problem(Struct, frozen=True):
+    """What is wrong, why it matters, and what to do."""
+
+    what: str
+    why: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}; {self.advice}"
+
+
 class Finding(Struct, frozen=True):
     """One thing looked at. With a `fatal` one that is not `ok`, nothing is started."""
 
@@ -63,21 +74,26 @@ async def probe(door: RedisDoor) -> list[ServerInfo]:
 
 
 async def _ask(address: str, lane: Executes) -> ServerInfo:
-    info = _parse(await _allowed(lane, "INFO"))
-    policy = info.get("maxmemory_policy") or await _config(lane, "maxmemory-policy")
-    valkey = info.get("valkey_version")
+    told = parse_info(await allowed(lane, "INFO"))
+    policy = told.get("maxmemory_policy") or (await config(lane, "maxmemory-policy")).get("maxmemory-policy", "")
+    return server_info(address, told, policy, open_user(await allowed(lane, "ACL", "GETUSER", "default")))
+
+
+def server_info(address: str, told: Mapping[str, str], policy: str, default_user_open: bool | None) -> ServerInfo:
+    """What the lines of INFO say; `policy` and `default_user_open` may have come from elsewhere."""
+    valkey = told.get("valkey_version")
     return ServerInfo(
         address=address,
-        kind="valkey" if valkey else info.get("server_name", "redis"),
-        version=valkey or info.get("redis_version", ""),
-        role=info.get("role", ""),
+        kind="valkey" if valkey else told.get("server_name", "redis"),
+        version=valkey or told.get("redis_version", ""),
+        role=told.get("role", ""),
         policy=policy,
-        maxmemory=_number(info.get("maxmemory")),
-        aof=info["aof_enabled"] == "1" if "aof_enabled" in info else None,
-        cluster=info.get("cluster_enabled") == "1",
-        replicas=_number(info.get("connected_slaves")) or 0,
-        read_only=info.get("role") == "slave" and info.get("slave_read_only", "1") == "1",
-        default_user_open=_open_user(await _allowed(lane, "ACL", "GETUSER", "default")),
+        maxmemory=number(told.get("maxmemory")),
+        aof=told["aof_enabled"] == "1" if "aof_enabled" in told else None,
+        cluster=told.get("cluster_enabled") == "1",
+        replicas=number(told.get("connected_slaves")) or 0,
+        read_only=told.get("role") == "slave" and told.get("slave_read_only", "1") == "1",
+        default_user_open=default_user_open,
     )
 
 
@@ -101,14 +117,49 @@ def _check_one(info: ServerInfo, settings: Settings) -> list[Finding]:
     return [msgspec.structs.replace(one, detail=f"{info.address}: {one.detail}") for one in found]
 
 
-def _version(info: ServerInfo) -> Finding:
+def too_old(info: ServerInfo) -> Problem | None:
+    """A known version that we do not work with."""
     least = MIN_VALKEY if info.kind == "valkey" else MIN_REDIS
+    if not info.version_tuple or info.version_tuple >= least:
+        return None
+    return Problem(f"{info} is too old", "workers do not start on it", "use Redis 7.0 or Valkey 7.2 or later")
+
+
+def evicts(info: ServerInfo) -> Problem | None:
+    """A known policy under which a full server deletes keys."""
+    if info.policy in ("", SAFE_POLICY):
+        return None
+    why = "a full server would throw away events and idempotency keys"
+    return Problem(f"maxmemory-policy is {info.policy}", why, f"set {SAFE_POLICY}")
+
+
+def replica(info: ServerInfo) -> Problem | None:
+    """A server that should be a primary and is none."""
+    if info.read_only:
+        return Problem("this is a read-only replica", "nothing can be stored", "point redis.url at the primary")
+    if info.role == "slave":
+        return Problem("this is a replica that takes writes", "it loses them with the next sync", "use the primary")
+    return None
+
+
+def not_appended(info: ServerInfo) -> Problem | None:
+    """An append-only file that is known to be off."""
+    if info.aof is not False:
+        return None
+    return Problem("appendonly is off", "a restart loses what came since the last snapshot", "set appendonly yes")
+
+
+def open_to_all(info: ServerInfo, url: str) -> Problem | None:
+    """A user default without password, on a server that other machines reach."""
+    if not info.default_user_open or _is_local(info.address, url):
+        return None
+    return Problem("user default has no password", "anybody who reaches this server may do anything", "set one")
+
+
+def _version(info: ServerInfo) -> Finding:
     if not info.version_tuple:
         return Finding("version", False, "the server does not tell its version; allow INFO", fatal=False)
-    if info.version_tuple < least:
-        needed = f"{info} is too old; use Redis 7.0 or Valkey 7.2 or later"
-        return Finding("version", False, needed, fatal=True)
-    return Finding("version", True, str(info), fatal=True)
+    return _finding("version", too_old(info), str(info), fatal=True)
 
 
 def _eviction(info: ServerInfo, settings: Settings) -> Finding:
@@ -116,25 +167,16 @@ def _eviction(info: ServerInfo, settings: Settings) -> Finding:
     if not info.policy:
         unknown = f"maxmemory-policy is not known (INFO and CONFIG are denied); make sure it is {SAFE_POLICY}"
         return Finding(name, False, unknown, fatal=False)
-    if info.policy == SAFE_POLICY:
-        return Finding(name, True, f"maxmemory-policy is {SAFE_POLICY}", fatal=True)
-    detail = (
-        f"maxmemory-policy is {info.policy}: a full server would throw away events and idempotency keys; set "
-        f"{SAFE_POLICY}"
-    )
-    if settings.redis.allow_eviction:
-        return Finding(name, False, f"{detail} (allowed by redis.allow_eviction)", fatal=False)
-    return Finding(name, False, f"{detail}, or redis.allow_eviction = true to accept the loss", fatal=True)
+    problem = evicts(info)
+    if problem and settings.redis.allow_eviction:
+        return Finding(name, False, f"{problem} (allowed by redis.allow_eviction)", fatal=False)
+    if problem:
+        return Finding(name, False, f"{problem}, or redis.allow_eviction = true to accept the loss", fatal=True)
+    return Finding(name, True, f"maxmemory-policy is {SAFE_POLICY}", fatal=True)
 
 
 def _role(info: ServerInfo) -> Finding:
-    if info.read_only:
-        detail = "this is a read-only replica; point redis.url at the primary"
-        return Finding("role", False, detail, fatal=True)
-    if info.role == "slave":
-        detail = "this is a replica that takes writes and loses them with the next sync; use the primary"
-        return Finding("role", False, detail, fatal=True)
-    return Finding("role", True, info.role.replace("master", "primary") or "not known", fatal=True)
+    return _finding("role", replica(info), info.role.replace("master", "primary") or "not known", fatal=True)
 
 
 def _cluster(info: ServerInfo, settings: Settings) -> Finding:
@@ -148,18 +190,16 @@ def _cluster(info: ServerInfo, settings: Settings) -> Finding:
 def _persistence(info: ServerInfo) -> Finding:
     if info.aof is None:
         return Finding("persistence", False, "not known whether appendonly is on; allow INFO", fatal=False)
-    if not info.aof:
-        detail = "appendonly is off: a restart loses what came since the last snapshot; set appendonly yes"
-        return Finding("persistence", False, detail, fatal=False)
-    return Finding("persistence", True, "appendonly is on", fatal=False)
+    return _finding("persistence", not_appended(info), "appendonly is on", fatal=False)
 
 
 def _access(info: ServerInfo, settings: Settings) -> Finding:
-    if info.default_user_open and not _is_local(info.address, settings.redis.url):
-        detail = "anybody who reaches this server may do anything (user default has no password); set one"
-        return Finding("access", False, detail, fatal=False)
     shown = {True: "open, on this machine only", False: "user default needs a password", None: "not known"}
-    return Finding("access", True, shown[info.default_user_open], fatal=False)
+    return _finding("access", open_to_all(info, settings.redis.url), shown[info.default_user_open], fatal=False)
+
+
+def _finding(name: str, problem: Problem | None, otherwise: str, *, fatal: bool) -> Finding:
+    return Finding(name, problem is None, str(problem or otherwise), fatal)
 
 
 def _is_local(address: str, url: str) -> bool:
@@ -170,7 +210,7 @@ def _is_local(address: str, url: str) -> bool:
     return all(re.sub(r":\d*$", "", host).strip("[]") in _LOOPBACK for host in hosts)
 
 
-async def _allowed(lane: Executes, *command: str) -> object:
+async def allowed(lane: Executes, *command: str) -> object:
     """The reply, None where the server denies or does not have this command."""
     try:
         reply: object = await lane.execute(*command)
@@ -181,24 +221,26 @@ async def _allowed(lane: Executes, *command: str) -> object:
     return reply
 
 
-async def _config(lane: Executes, name: str) -> str:
-    reply = await _allowed(lane, "CONFIG", "GET", name)
-    if isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], bytes):
-        return reply[1].decode()
-    return ""
+async def config(lane: Executes, *names: str) -> dict[str, str]:
+    """These settings of the server; empty where it denies them."""
+    reply = await allowed(lane, "CONFIG", "GET", *names)
+    flat = [part.decode("utf-8", "replace") for part in reply] if isinstance(reply, list) else []
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _parse(info: object) -> dict[str, str]:
+def parse_info(info: object) -> dict[str, str]:
+    """The lines of INFO; empty where it was denied."""
     text = info.decode("utf-8", "replace") if isinstance(info, bytes) else ""
     pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
     return {name: value for name, colon, value in pairs if colon}
 
 
-def _number(text: str | None) -> int | None:
+def number(text: str | None) -> int | None:
+    """What is written in digits alone."""
     return int(text) if text and text.isdigit() else None
 
 
-def _open_user(reply: object) -> bool | None:
+def open_user(reply: object) -> bool | None:
     """Does ACL GETUSER tell of a user that is on and needs no password?"""
     if not isinstance(reply, list):
         return None

@@ -52,7 +52,10 @@ async def mark_halted(redis: Executes, keys: ViewKeys) -> None:
     await redis.execute("HSET", keys.head, "halted", ROLLED_BACK)
 
 
-async def read_entries(redis: Executes, stream: str, after: str, count: int, block_ms: int) -> list[tuple[str, Fields]]:
-    """The entries behind `after`, waiting up to `block_ms` for the first."""
-    reply = await redis.execute("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", stream, after)
+async def read_entries(
+    redis: Executes, stream: str, after: str, count: int, block_ms: int | None
+) -> list[tuple[str, Fields]]:
+    """The entries behind `after`, waiting up to `block_ms` for the first; None does not wait."""
+    block = [] if block_ms is None else ["BLOCK", block_ms]
+    reply = await redis.execute("XREAD", "COUNT", count, *block, "STREAMS", stream, after)
     return [(entry_id.decode(), fields) for entry_id, fields in reply[0][1]] if reply else []

@@ -49,6 +49,9 @@ class _FakeClients:
     async def nodes(self, timeout_s: float) -> Mapping[str, _AsyncClient]:
         return {"": self.client(timeout_s)}
 
+    def beside(self, host: tuple[str, int], timeout_s: float) -> _AsyncClient:
+        return self.client(timeout_s)
+
     async def close(self) -> None:
         """The data stay with the server."""
 

@@ -1,10 +1,11 @@
-"""Folds entries and commits what changed, batch by batch; event by event when a batch cannot be written."""
+"""Folds entries and commits what changed, batch by batch; in ever smaller ones when a batch cannot be written."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -29,7 +30,7 @@ OK = Answer(Verdict.OK)
 class _Begun(Struct, frozen=True):
     """Entries that are folded next: what they need is being loaded. `drops` tells upon what."""
 
-    prepared: list[Prepared]
+    prepared: Sequence[Prepared]
     needs: Needs
     loading: asyncio.Task[Loaded]
     drops: int
@@ -39,15 +40,16 @@ class _UnderWay(Struct, frozen=True):
     """A commit that was sent."""
 
     folded: Folded
-    prepared: list[Prepared]
+    prepared: Sequence[Prepared]
     committing: asyncio.Task[Answer]
 
 
 class Applier:
     """Brings one partition's view forward from `checkpoint` while owner and epoch hold.
 
-    While a commit is under way, the next batch is folded upon it, and what the one after needs is loaded. Commits are
-    sent one after another; one that fails takes with it what was folded upon it.
+    While a commit is under way, the next batch is folded upon it, and what the entries after it need is loaded. Under a
+    backlog a batch takes what many reads bring: what their events do to one row is written once. Commits are sent one
+    after another; one that fails takes with it what was folded upon it.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class Applier:
         self._reached = checkpoint
         self._drops = 0
         self._begun: _Begun | None = None
+        self._more = False
+        self._gathered: list[Prepared] = []
         self._under_way: _UnderWay | None = None
         self._redis = redis
         self._metrics = metrics
@@ -78,42 +82,47 @@ class Applier:
         self._log_fields = log_fields
         self._group = folder.keys.group
 
-    async def apply(self, prepared: list[Prepared]) -> Answer | Stop:
+    async def apply(self, prepared: Sequence[Prepared]) -> Answer | Stop:
         """Commit entries that follow the checkpoint. OK when all are in; Stop when a failure halts the view.
 
         Raises RedisError when a key that every commit needs holds another type.
         """
         while prepared:
             begun = self._begin(prepared)
-            folded = self.folder.fold(prepared, begun.needs, await begun.loading, self._reached)
-            self._start(folded, prepared)
-            result = await self._end_commit()
+            consumed = self.folder.fold(prepared, begun.needs, await begun.loading)
+            self._gathered += prepared[:consumed]
+            result = await self._close()
+            if _is_ok(result):
+                result = await self._end_commit()
             if not _is_ok(result):
                 return result
-            if folded.halted is not None:
-                return folded.halted
-            prepared = prepared[folded.consumed :]
+            prepared = prepared[consumed:]
         return OK
 
-    async def follow(self, prepared: list[Prepared]) -> Answer | Stop:
-        """Take these up, which follow those taken up before: ask for what folding them needs, and then fold and commit
-        those, as `apply` does, while that is fetched.
+    async def follow(self, prepared: Sequence[Prepared], more: bool) -> Answer | Stop:
+        """Take these up, which follow those taken up before: ask for what folding them needs, and then fold those, as
+        `apply` does, while that is fetched. `more` tells that others follow at once: the batch waits for them.
 
         Answers how the last commit ended. Anything but OK: what was not committed has to be read again, or never is.
         """
-        before, self._begun = self._begun, self._begin(prepared)
+        before, self._begun, self._more = self._begun, self._begin(prepared), more
         await asyncio.sleep(0)  # it is sent, before folding keeps the loop busy
-        return OK if before is None else await self._go_on(before)
+        result = OK if before is None else await self._fold(before)
+        if not _is_ok(result) or (more and self.folder.has_room(prepared)):
+            return result
+        return await self._close()
 
     async def finish(self) -> Answer | Stop:
         """Fold and commit all that was taken up, and wait for the end of that."""
         begun, self._begun = self._begun, None
-        result = OK if begun is None else await self._go_on(begun)
+        result = OK if begun is None else await self._fold(begun)
+        if _is_ok(result):
+            result = await self._close()
         return await self._end_commit() if _is_ok(result) else result
 
     async def may_follow(self, reading: asyncio.Task[Any]) -> bool:
-        """Whether more is read before what was taken up can be folded; true where nothing was."""
-        if self._begun is None:
+        """Whether more is read before what was taken up can be folded; true where nothing was, or more is to come."""
+        if self._begun is None or self._more:
             return True
         await asyncio.wait({reading, self._begun.loading}, return_when=asyncio.FIRST_COMPLETED)
         return reading.done()
@@ -146,47 +155,47 @@ class Applier:
         extent = await extent_of(self._redis, self.folder.keys.stream.stream)
         return int(known) if known is not None else extent.added - extent.length
 
-    async def _one_by_one(self, prepared: list[Prepared]) -> Answer | Stop:
-        for one in prepared:
-            result = await self.apply([one])
-            if not _is_ok(result):
-                return result
-        return OK
-
-    def _begin(self, prepared: list[Prepared]) -> _Begun:
+    def _begin(self, prepared: Sequence[Prepared]) -> _Begun:
         folder, needs = self.folder, self.folder.needs(prepared)
         loading = self._redis.persist(
             lambda: load(self._redis, folder.keys, self._group, needs.events, needs.rows), give_up_s=None
         )
         return _Begun(prepared, needs, asyncio.create_task(loading), self._drops)
 
-    async def _go_on(self, begun: _Begun) -> Answer | Stop:
-        """Fold what was begun, wait for the commit before, and start this one; OK when all that is so."""
-        prepared, loaded = begun.prepared, await begun.loading
-        folded = self.folder.fold(prepared, begun.needs, loaded, self._reached) if begun.drops == self._drops else None
-        result = await self._end_commit()
-        if not _is_ok(result):
-            return result
-        if folded is None or begun.drops != self._drops:  # what it was folded upon is not there
-            return await self.apply(prepared)
-        self._start(folded, prepared)
-        if folded.halted is None and folded.consumed == len(prepared):
+    async def _fold(self, begun: _Begun) -> Answer | Stop:
+        """Fold what was begun into the batch that is open; what finds no place in it is committed behind it."""
+        loaded = await begun.loading
+        if begun.drops != self._drops:  # what it would be folded upon is not there
+            return await self.apply(begun.prepared)
+        consumed = self.folder.fold(begun.prepared, begun.needs, loaded)
+        self._gathered += begun.prepared[:consumed]
+        if consumed == len(begun.prepared):
             return OK
-        result = await self._end_commit()
-        if _is_ok(result) and folded.halted is not None:
-            return folded.halted
-        return await self.apply(prepared[folded.consumed :]) if _is_ok(result) else result
+        result = await self._close()
+        return await self.apply(begun.prepared[consumed:]) if _is_ok(result) else result
 
-    def _start(self, folded: Folded, prepared: list[Prepared]) -> None:
-        """Send a commit; from here on others are folded upon it."""
-        if folded.consumed:
+    async def _close(self) -> Answer | Stop:
+        """End the batch that is open, wait for the commit before, and start this one; OK when all that is so."""
+        prepared, self._gathered, drops = self._gathered, [], self._drops
+        folded = self.folder.close(self._reached)
+        result = await self._end_commit()
+        if folded is None or not _is_ok(result):
+            return result
+        if drops != self._drops:
+            return await self.apply(prepared)
+        if prepared:  # from here on others are folded upon it
             self.folder.accept(folded)
             self._reached = folded.batch.new
-            committing = asyncio.create_task(self._commit(self.folder.keys, folded.batch))
-            self._under_way = _UnderWay(folded, prepared, committing)
+            self._under_way = _UnderWay(
+                folded, prepared, asyncio.create_task(self._commit(self.folder.keys, folded.batch))
+            )
+        if folded.halted is None:
+            return OK
+        result = await self._end_commit()
+        return folded.halted if _is_ok(result) else result
 
     async def _end_commit(self) -> Answer | Stop:
-        """Wait for the commit that is under way, if any; events of which one cannot be written are applied singly."""
+        """Wait for the commit that is under way, if any; entries that cannot be written are applied by halves."""
         if self._under_way is None:
             return OK
         folded, prepared = self._under_way.folded, self._under_way.prepared
@@ -200,7 +209,9 @@ class Applier:
             return answer
         self._refuse_shared(answer.detail)
         if len(prepared) > 1:
-            return await self._one_by_one(prepared[: folded.consumed])
+            half = len(prepared) // 2
+            result = await self.apply(prepared[:half])
+            return await self.apply(prepared[half:]) if _is_ok(result) else result
         prepared[0].failure = _wrong_type(answer.detail)
         return await self.apply(prepared)
 
@@ -223,7 +234,7 @@ class Applier:
             give_up_s=None,
         )
 
-    def _committed(self, folded: Folded, prepared: list[Prepared], answer: Answer) -> None:
+    def _committed(self, folded: Folded, prepared: Sequence[Prepared], answer: Answer) -> None:
         self.folder.committed(folded)
         self.checkpoint = folded.batch.new
         metrics, name, now_s = self._metrics, self.folder.projection.name, time.time()
@@ -240,7 +251,7 @@ class Applier:
             log.error("event_dead_lettered", extra=self._log_fields | _shown(failure))
         if folded.duplicates:
             metrics.duplicate(folded.duplicates)
-        metrics.end_to_end(*[now_s - one.entry.at_ms / 1000 for one in prepared[: folded.consumed]])
+        metrics.end_to_end(*[now_s - one.entry.at_ms / 1000 for one in prepared])
         if answer.detail:
             log.warning("group_position_not_moved", extra=self._log_fields | {"error": answer.detail})
 

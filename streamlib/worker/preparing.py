@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from streamlib.codec import Fields
+from streamlib.codec import Fields, NativeCodec
 from streamlib.errors import DecodeError, SchemaError, UnknownType
 from streamlib.event import Event, event_version, stored_name
 from streamlib.message import Message, entry_time_ms
@@ -18,10 +18,13 @@ from streamlib.worker.projection import Projection
 
 
 class _Known(Struct, frozen=True):
-    """How events of a type and version are decoded, and how errors call their row's id."""
+    """How the data of events of a type and version are read, and how errors call their row's id."""
 
-    decode: Callable[[Message], Event]
+    read: Callable[[bytes], Event]
     label: str
+
+
+Brief = Callable[[Fields], tuple[str, bytes, bytes, bytes] | None]
 
 
 class RawEntry(Struct, frozen=True, gc=False):
@@ -42,10 +45,11 @@ class RawEntry(Struct, frozen=True, gc=False):
 
 
 class Prepared(Struct, gc=False):
-    """An entry with what is known of it before folding: an event for a row, or why there is none."""
+    """An entry with what is known of it before folding: an event for a row, or why there is none. One whose envelope
+    could not be read has no event id."""
 
     entry: RawEntry
-    message: Message | None = None
+    event_id: str = ""
     event: Event | None = None
     row_id: str = ""
     failure: Failure | None = None
@@ -68,7 +72,9 @@ class Preparer:
     def __init__(self, projection: Projection[Any], partition: int) -> None:
         self._projection = projection
         self._partition = partition
-        self._known: dict[tuple[str, int], _Known] = {}
+        codec = projection.topic.codec
+        self._brief: Brief = codec.brief if type(codec) is NativeCodec else _no_brief  # others may read in another way
+        self._known: dict[tuple[bytes, bytes], _Known] = {}
         self.elsewhere: frozenset[str] = frozenset()
         self.meets_unknown = False
 
@@ -85,54 +91,61 @@ class Preparer:
         return prepared, None
 
     def _read(self, one: Prepared) -> Stop | None:
-        topic, projection = self._projection.topic, self._projection
-        try:
-            one.message = message = topic.codec.read(one.entry.id, one.entry.fields)
-            known = self._known.get((message.type, message.version)) or self._look_up(message)
-            if known is None:
+        brief = self._brief(one.entry.fields)
+        if brief is not None:
+            one.event_id, type_name, version, data = brief
+            known = self._known.get((type_name, version))
+            if known is not None:
+                try:
+                    event = known.read(data)
+                except Exception:  # noqa: BLE001 - the same again, the long way, which has the words for what is wrong
+                    return self._read_long(one)
+                self._place(one, event, known.label)
                 return None
-            one.row_id = check_row_id(getattr(event := known.decode(message), projection.key), known.label)
+        return self._read_long(one)
+
+    def _read_long(self, one: Prepared) -> Stop | None:
+        topic, message = self._projection.topic, None
+        try:
+            message = topic.codec.read(one.entry.id, one.entry.fields)
+            one.event_id = message.id
+            cls = topic.registry.find(message.type, message.version)
+            if cls not in self._projection.folds:
+                return None
+            event, label = topic.decode(message), f"{cls.__name__}.{self._projection.key}"
+        except UnknownType as error:
+            return self._unknown(one, message, error)
+        except DecodeError as error:
+            one.failure = Failure.of("schema" if isinstance(error, SchemaError) else "decode", error)
+            return None
+        except Exception as error:  # noqa: BLE001 - an event class runs code of its user's (__post_init__, hooks)
+            one.failure = Failure.of("decode", error)
+            return None
+        stored = message.type.encode(), b"%d" % message.version
+        if stored not in self._known and event_version(cls) == message.version and hasattr(topic.codec, "reader"):
+            self._known[stored] = _Known(topic.codec.reader(cls), label)
+        self._place(one, event, label)
+        return None
+
+    def _place(self, one: Prepared, event: Event, label: str) -> None:
+        """Find the event's row."""
+        topic = self._projection.topic
+        try:
+            one.row_id = check_row_id(getattr(event, self._projection.key), label)
             if topic.partitions > 1 and partition_of(one.row_id, topic.partitions) != self._partition:
                 raise SchemaError(
                     f"row {one.row_id!r} lives on another partition: the event was published with a key "
-                    f"that is not its {projection.key!r}"
+                    f"that is not its {self._projection.key!r}"
                 )
             one.event = event
-        except UnknownType as error:
-            return self._unknown(one, error)
-        except DecodeError as error:
-            one.failure = Failure.of("schema" if isinstance(error, SchemaError) else "decode", error)
-        except Exception as error:  # noqa: BLE001 - an event class runs code of its user's (__post_init__, hooks)
+        except SchemaError as error:
+            one.failure = Failure.of("schema", error)
+        except Exception as error:  # noqa: BLE001 - an id of a class of the user's, that cannot be shown
             one.failure = Failure.of("decode", error)
-        return None
 
-    def _look_up(self, message: Message) -> _Known | None:
-        """What is known of the events of a type and version; None if they are not folded. Raises UnknownType."""
-        cls = self._projection.topic.registry.find(message.type, message.version)
-        if cls not in self._projection.folds:
-            return None
-        label = f"{cls.__name__}.{self._projection.key}"
-        known = self._known[message.type, message.version] = _Known(self._decoder(cls, message.version), label)
-        return known
-
-    def _decoder(self, cls: type[Event], version: int) -> Callable[[Message], Event]:
-        """Decodes as the topic does, which has the words for what is wrong."""
-        topic = self._projection.topic
-        if event_version(cls) != version or not hasattr(topic.codec, "reader"):
-            return topic.decode
-        read: Callable[[bytes], Event] = topic.codec.reader(cls)
-
-        def decode(message: Message) -> Event:
-            try:
-                return read(message.data)
-            except Exception:  # noqa: BLE001 - the same again, the long way
-                return topic.decode(message)
-
-        return decode
-
-    def _unknown(self, one: Prepared, error: UnknownType) -> Stop | None:
+    def _unknown(self, one: Prepared, message: Message | None, error: UnknownType) -> Stop | None:
         """What other workers of this group can read waits for them; the rest goes by the topic's rule."""
-        message, projection = one.message, self._projection
+        projection = self._projection
         folds = message is not None and projection.folds_type(message.type)
         if message is not None and not folds and message.type in projection.topic.registry.type_names:
             return None
@@ -142,3 +155,7 @@ class Preparer:
         if projection.topic.unknown == "dead-letter":
             one.failure = Failure.of("unknown_type", error)
         return None
+
+
+def _no_brief(fields: Fields) -> None:
+    """Of a codec that has none."""

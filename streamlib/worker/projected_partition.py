@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from streamlib.errors import StreamlibError
 from streamlib.message import entry_order, entry_time_ms
-from streamlib.redisio.commits import MAX_BYTES, MAX_EVENTS, Answer, Verdict
+from streamlib.redisio.commits import MAX_BYTES, Answer, Verdict
 from streamlib.redisio.connection import Lane
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.generations import standing
@@ -29,6 +29,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TYPES_LIVE_S = 600.0
+_MOST_READ = 500
+"""Entries of one read."""
 
 
 class Leave(Enum):
@@ -59,7 +61,8 @@ class ProjectedPartition:
         self._settings = feed.settings.worker
         self._metrics = feed.metrics
         self._away_before = ""
-        self._count = MAX_EVENTS
+        self._count = _MOST_READ
+        self._more = False
         self._fields = {"projection": feed.group, "topic": feed.projection.topic.name, "partition": partition}
 
     @property
@@ -135,10 +138,10 @@ class ProjectedPartition:
                     leave = await self._finish(applier) or await self._look_at_end()
                     reading = self._read_after(lane, self.checkpoint)
                 else:
-                    self._at_end = False
-                    # The next batch comes in while this one is folded.
-                    reading = self._read_after(lane, entries[-1].id)
-                    leave = await self._project(applier, entries)
+                    self._at_end, more = False, self._more
+                    # The next ones come in while these are folded; at once or never where a commit waits for them.
+                    reading = self._read_after(lane, entries[-1].id, wait=not more)
+                    leave = await self._project(applier, entries, more)
                 if leave is not None:
                     return leave
                 self.halted = ""
@@ -188,11 +191,13 @@ class ProjectedPartition:
         self.checkpoint = head.checkpoint
         return head
 
-    def _read_after(self, lane: Lane, after: str) -> asyncio.Task[list[RawEntry]]:
+    def _read_after(self, lane: Lane, after: str, *, wait: bool = True) -> asyncio.Task[list[RawEntry]]:
+        block_ms = self._settings.block_ms if wait else None
+
         async def read() -> list[RawEntry]:
-            found = await self._persist(
-                lambda: read_entries(lane, self._stream, after, self._count, self._settings.block_ms)
-            )
+            count = self._count
+            found = await self._persist(lambda: read_entries(lane, self._stream, after, count, block_ms))
+            self._more = len(found) == count
             return [RawEntry.of(entry_id, fields) for entry_id, fields in found]
 
         return asyncio.create_task(read())
@@ -218,10 +223,10 @@ class ProjectedPartition:
         self._halt(ROLLED_BACK, f"the view is at {self.checkpoint}, the stream ends at {last}: rebuild the view")
         return Leave.HALTED
 
-    async def _project(self, applier: Applier, entries: Sequence[RawEntry]) -> Leave | None:
-        """Take up entries that follow the last ones, and commit those."""
+    async def _project(self, applier: Applier, entries: Sequence[RawEntry], more: bool) -> Leave | None:
+        """Take up entries that follow the last ones, and commit those, or wait for `more`."""
         sizes = [entry.size for entry in entries]
-        self._count = max(1, min(MAX_EVENTS, MAX_BYTES * len(entries) // max(sum(sizes), 1)))
+        self._count = max(1, min(_MOST_READ, MAX_BYTES * len(entries) // max(sum(sizes), 1)))
         self._metrics.received("new", len(entries))
         self._metrics.sizes(sizes)
         preparer = applier.preparer
@@ -229,7 +234,7 @@ class ProjectedPartition:
         if preparer.meets_unknown:
             preparer.elsewhere = await self._types()
             prepared, stop = preparer.prepare(entries)
-        leave = await self._after(applier, await applier.follow(prepared))
+        leave = await self._after(applier, await applier.follow(prepared, more))
         if leave is not None or stop is None:
             return leave
         if (leave := await self._finish(applier)) is not None:

@@ -8,7 +8,7 @@ of the stream, and writes idempotency keys only for events that are young enough
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from streamlib.codec import Codec
 from streamlib.errors import DecodeError
@@ -28,6 +28,10 @@ class Seen:
     def at_ms(self, event_id: str) -> int | None:
         """When this event was settled, None if it was not, or long ago."""
         return self._at_ms.get(event_id)
+
+    def has_any(self, event_ids: Set[str]) -> bool:
+        """Whether some of these were settled within the window, or a little longer ago."""
+        return not self._at_ms.keys().isdisjoint(event_ids)
 
     def add(self, settled: Mapping[str, int]) -> None:
         """Remember events that were settled, in the order of the stream; forget those older than a window."""

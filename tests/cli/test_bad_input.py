@@ -115,7 +115,7 @@ def test_redis_that_is_too_old(shop: Path, redis_url: str, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(str(shop))
     done = click.testing.CliRunner().invoke(main, ["check", "shop:app", "--redis", redis_url])
     assert done.exit_code == 1
-    assert "is too old; use Redis 7.0 or Valkey 7.2 or later" in done.output
+    assert "is too old: workers do not start on it; use Redis 7.0 or Valkey 7.2 or later" in done.output
     assert "FAILED" in done.output
 
 

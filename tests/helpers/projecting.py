@@ -106,12 +106,13 @@ class Rig:
         partitions: int = 1,
         on_error: OnError = "dead-letter",
         lease_ms: int = 2_000,
+        block_ms: int = 100,
         **topic: Any,
     ) -> None:
         self.keys = Keys()
         self.settings = Settings(
             redis=RedisSettings(url=url, timeout_s=2.0, retry_s=5.0),
-            worker=WorkerSettings(lease_ms=lease_ms, reclaim_ms=100, block_ms=100),
+            worker=WorkerSettings(lease_ms=lease_ms, reclaim_ms=100, block_ms=block_ms),
             idempotency=IdempotencySettings(window_s=600),
         )
         self.door = RedisDoor.open(self.settings.redis)
@@ -143,11 +144,16 @@ class Rig:
         return self.keys.stream(TOPIC, partition, self.topic.partitions).stream
 
     def publish(self, client: redis.Redis, event: Event, event_id: str | None = None) -> Position:
-        message = self.topic.message(event, event_id=event_id)
-        partition = self.topic.partition_of(message)
-        fields = self.topic.codec.write(message)
-        entry_id: Any = client.xadd(self.stream(partition), dict(zip(fields[::2], fields[1::2], strict=True)))
-        return Position(TOPIC, partition, entry_id.decode())
+        return self.publish_many(client, [(event, event_id)])
+
+    def publish_many(self, client: redis.Redis, events: Iterable[tuple[Event, str | None]]) -> Position:
+        """Events and their ids (None: any), in one round trip; the last one's position."""
+        sending = client.pipeline(transaction=False)
+        for event, event_id in events:
+            message = self.topic.message(event, event_id=event_id)
+            partition, fields = self.topic.partition_of(message), self.topic.codec.write(message)
+            sending.xadd(self.stream(partition), dict(zip(fields[::2], fields[1::2], strict=True)))
+        return Position(TOPIC, partition, sending.execute()[-1].decode())
 
     def recomputed(self, client: redis.Redis, without: Iterable[bytes] = ()) -> dict[str, Balance]:
         """The view as a fold over the whole stream, each event id once (none of `without`), without streamlib's

@@ -1,7 +1,7 @@
 """What one event costs, in numbers that no other process disturbs: Python calls of the worker, commands to Redis.
 
 Wall time and CPU time say nothing on a shared machine. The calls (of Python and of C, resumed coroutines included) that
-the event loop's thread makes while it handles 2,000 events under backlog hardly change from run to run, nor do
+the event loop's thread makes while it handles, saves or loads 2,000 events hardly change from run to run, nor do
 the commands that it sends: both are compared with what they were when a bound was last written down.
 """
 
@@ -16,7 +16,7 @@ import redis
 from msgspec import Struct
 
 from benchmarks.payload import GROUP, STREAM, OrderCreated, fill, order
-from streamlib import App, BatchContext, Context, Exact, Ordered, Position, ReadModel, Topic
+from streamlib import Aggregate, App, BatchContext, Context, Exact, Ordered, Position, ReadModel, Topic, applies
 from streamlib.settings import RedisSettings, Settings
 from tests.helpers.waiting import eventually
 
@@ -37,8 +37,11 @@ class Cost(Struct, frozen=True):
 BOUNDS = {
     "handler": Cost(calls=133, commands=0.007),
     "batch_handler": Cost(calls=125, commands=0.007),
-    "projection": Cost(calls=93, commands=0.007),
+    "projection": Cost(calls=43, commands=0.005),
     "publish_many": Cost(calls=46, commands=0.002),
+    "save_one": Cost(calls=275, commands=1),
+    "save_100": Cost(calls=33, commands=0.01),
+    "load": Cost(calls=12.5, commands=0.001),
 }
 # Batches do not always fall alike.
 SLACK = Cost(calls=1.10, commands=1.5)
@@ -51,8 +54,7 @@ class Meter:
         self.finished = asyncio.Event()
         self._client = client
         self._handled = 0
-        self._calls = 0
-        self._commands = 0
+        self._calls = self._commands = 0
 
     def handled(self, count: int = 1) -> None:
         before, self._handled = self._handled, self._handled + count
@@ -64,7 +66,7 @@ class Meter:
             self.finished.set()
 
     def start(self) -> None:
-        self._commands = self._sent()
+        self._calls, self._commands = 0, self._sent()
         sys.setprofile(self._count)
 
     def stop(self) -> None:
@@ -83,6 +85,14 @@ class Meter:
         stats: Any = self._client.info("commandstats")
         names = ("cmdstat_evalsha", "cmdstat_eval", "cmdstat_xreadgroup", "cmdstat_xread")
         return sum(stats[name]["calls"] for name in names if name in stats)
+
+
+class Account(Aggregate):
+    orders: int = 0
+
+    @applies(OrderCreated)
+    def _ordered(self, event: OrderCreated) -> None:
+        self.orders += 1
 
 
 Declared = tuple[App, Topic]
@@ -156,6 +166,43 @@ async def test_what_an_event_costs_to_publish(declared: Declared, client: redis.
         meter.stop()
     assert all(isinstance(answer, Position) for answer in answers)
     _within("publish_many", meter.cost())
+
+
+@pytest.mark.parametrize(("name", "at_once"), [("save_one", 1), ("save_100", 100)])
+async def test_what_an_event_costs_an_aggregate_to_save(
+    declared: Declared, client: redis.Redis, name: str, at_once: int
+) -> None:
+    app, topic = declared
+    bank, meter = app.repository(Account, topic), Meter(client)
+    async with app:
+        event = order(0)
+        account = Account(event.order_id)
+        for count in (WARM, EVENTS):
+            meter.start()
+            for number in range(count):
+                account.record(event)
+                if number % at_once == at_once - 1:
+                    await bank.save(account)
+            meter.stop()
+    assert account.version == WARM + EVENTS
+    _within(name, meter.cost())
+
+
+async def test_what_an_event_costs_an_aggregate_to_load(declared: Declared, client: redis.Redis) -> None:
+    app, topic = declared
+    bank, meter = app.repository(Account, topic), Meter(client)
+    async with app:
+        account = Account(order(0).order_id)
+        for _ in range(EVENTS // 500):
+            for _ in range(500):
+                account.record(order(0))
+            await bank.save(account)
+        await bank.load(account.id)
+        meter.start()
+        loaded = await bank.load(account.id)
+        meter.stop()
+    assert loaded.orders == EVENTS
+    _within("load", meter.cost())
 
 
 async def _drained(app: App, meter: Meter, settled: Callable[[], Awaitable[bool]]) -> None:

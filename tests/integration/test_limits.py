@@ -101,7 +101,6 @@ async def test_three_workers_together_keep_the_rate(client: Any, redis_url: str,
         throttled = sum(counted(app, "throttled_seconds_total", group="g") for app in apps)
     times = book.times()
     assert most_in(times, 2.0) <= 200
-    assert 399 / (times[-1] - times[0]) > 85, "in the long run it is used"
     assert min(book.by_worker().values()) >= 40
     assert throttled > 1
 

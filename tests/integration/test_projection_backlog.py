@@ -1,5 +1,5 @@
-"""Under a backlog one batch is folded upon another that is being committed: nothing is lost or doubled, and nothing
-of a failed one is kept."""
+"""Under a backlog a batch takes many reads, and is folded upon another that is being committed: nothing is lost or
+doubled, and nothing of a failed one is kept."""
 
 from collections.abc import AsyncIterator, Iterable
 from decimal import Decimal
@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import redis
 
+from streamlib.event import Event
 from streamlib.message import Position
-from streamlib.redisio.commits import MAX_EVENTS
-from tests.helpers.projecting import TOPIC, VIEW, Closed, Moved, Opened, Rig
+from streamlib.redisio.commits import MAX_EVENTS, MAX_ROWS
+from tests.helpers.projecting import TOPIC, VIEW, Balance, Closed, Moved, Noted, Opened, Rig
 from tests.helpers.waiting import eventually
 
 HEAD = f"{{{TOPIC}}}:view:{VIEW}:1"
@@ -18,6 +19,7 @@ OWNER = f"{{{TOPIC}}}:owner:{VIEW}"
 DEAD = f"{{{TOPIC}}}:dead:{VIEW}"
 ACCOUNTS = 40
 BATCHES = 5
+READ = 500
 
 
 @pytest.fixture
@@ -27,19 +29,19 @@ async def rig(redis_url: str) -> AsyncIterator[Rig]:
 
 
 def opened(rig: Rig, client: redis.Redis) -> None:
-    for n in range(ACCOUNTS):
-        rig.publish(client, Opened(account=f"a{n}", owner=f"o{n % 3}"), f"open-{n}")
+    rig.publish_many(client, [(Opened(account=f"a{n}", owner=f"o{n % 3}"), f"open-{n}") for n in range(ACCOUNTS)])
 
 
 def moves(rig: Rig, client: redis.Redis, numbers: Iterable[int]) -> Position:
     """A move for each number, by an id of its own; some accounts are closed and opened again in between."""
+    events: list[tuple[Event, str | None]] = []
     for n in numbers:
         account = f"a{n % ACCOUNTS}"
         if n % 97 == 0:
-            rig.publish(client, Closed(account=account), f"close-{n}")
-            rig.publish(client, Opened(account=account, owner=f"o{n % 4}"), f"open-again-{n}")
-        last = rig.publish(client, Moved(account=account, amount=Decimal(n) / 3), f"move-{n}")
-    return last
+            events.append((Closed(account=account), f"close-{n}"))
+            events.append((Opened(account=account, owner=f"o{n % 4}"), f"open-again-{n}"))
+        events.append((Moved(account=account, amount=Decimal(n) / 3), f"move-{n}"))
+    return rig.publish_many(client, events)
 
 
 async def is_right(rig: Rig, client: redis.Redis) -> bool:
@@ -62,6 +64,67 @@ async def test_copies_of_events_whose_commit_is_still_under_way_are_folded_once(
     async with rig.running():
         await rig.view.wait_for(last, timeout=30)
         assert await is_right(rig, client)
+
+
+def commits(client: redis.Redis) -> int:
+    """Each moves the group."""
+    stats: Any = client.info("commandstats")
+    return int(stats.get("cmdstat_xgroup|setid", {"calls": 0})["calls"])
+
+
+def row_writes(client: redis.Redis) -> int:
+    """Each commit writes to the head of the view and, for marks of indexes, to it again."""
+    stats: Any = client.info("commandstats")
+    return int(stats["cmdstat_hset"]["calls"])
+
+
+async def test_what_the_events_of_a_backlog_do_to_one_row_is_written_once(rig: Rig, client: redis.Redis) -> None:
+    opened(rig, client)
+    last = moves(rig, client, range(1, MAX_EVENTS - ACCOUNTS - 100))
+    client.config_resetstat()
+    async with rig.running():
+        await rig.view.wait_for(last, timeout=30)
+        assert commits(client) <= 2
+        assert row_writes(client) < 10 * ACCOUNTS
+        assert await is_right(rig, client)
+
+
+async def test_a_commit_changes_only_so_many_rows(rig: Rig, client: redis.Redis) -> None:
+    last = rig.publish_many(client, [(Opened(account=f"a{n}", owner="o"), None) for n in range(3 * MAX_ROWS)])
+    client.config_resetstat()
+    async with rig.running():
+        await rig.view.wait_for(last, timeout=30)
+        assert commits(client) >= 3
+        assert await rig.view.count(owner="o") == 3 * MAX_ROWS
+
+
+async def test_a_commit_waits_for_no_entries_that_are_not_there_yet(redis_url: str, client: redis.Redis) -> None:
+    async with Rig(redis_url, block_ms=30_000) as rig:
+        last = moves(rig, client, range(2 * READ - 10))  # what one read brings, twice, with those of closed accounts
+        assert client.xlen(TOPIC) % READ
+        while client.xlen(TOPIC) % READ:
+            last = rig.publish(client, Closed(account="a0"))
+        async with rig.running():
+            await rig.view.wait_for(last, timeout=20)  # shorter than a read waits
+
+
+async def test_a_row_that_cannot_be_stored_is_the_fault_of_the_event_that_made_it(
+    rig: Rig, client: redis.Redis
+) -> None:
+    @rig.view.on(Noted)
+    def noted(row: Balance | None, event: Noted) -> Balance:
+        assert row is not None
+        return Balance(account=row.account, owner=row.owner, balance=Decimal(event.text), moves=row.moves)
+
+    opened(rig, client)
+    moves(rig, client, range(1, 60))
+    rig.publish(client, Noted(account="a7", text="NaN"), "bad")
+    last = moves(rig, client, range(60, 300))  # the row could be stored again
+    async with rig.running():
+        await rig.view.wait_for(last, timeout=30)
+        assert await rig.stored(client) == rig.recomputed(client, without=[b"bad"])
+    dead: Any = client.xrange(DEAD)
+    assert [(fields[b"id"], fields[b"dl-reason"]) for _, fields in dead] == [(b"bad", b"schema")]
 
 
 @pytest.mark.allow_keys(f"{HEAD}:by:*")
@@ -105,7 +168,7 @@ async def test_a_view_that_halts_in_mid_backlog_contains_all_that_came_before(
         good = moves(rig, client, range(2 * MAX_EVENTS + 100))
         expected = rig.recomputed(client)
         bad = rig.publish(client, Moved(account="nobody", amount=Decimal(1)))
-        moves(rig, client, range(5000, 5000 + 2 * MAX_EVENTS))
+        moves(rig, client, range(9000, 9000 + 2 * MAX_EVENTS))
         async with rig.running() as (projector,):
             await eventually(lambda: projector.problems, what="it halts")
             assert bad.entry_id in projector.problems[0]

@@ -1,5 +1,6 @@
 """The benchmarks: their arithmetic, and that a wrong result ends them; what lost events is not measured."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import redis
 from msgspec.structs import replace
 
 from benchmarks import __main__ as command
-from benchmarks import cases, checks, figures, harness, loops, peer_cases
+from benchmarks import cases, chart, checks, figures, harness, loops, peer_cases
 from benchmarks.case import Run, Size
 from benchmarks.clock import Moment, between, commands
 from benchmarks.pacing import quantile
@@ -120,3 +121,16 @@ def test_a_right_one_prints_its_table(capsys: pytest.CaptureFixture[str]) -> Non
     table = capsys.readouterr().out
     assert "raw_claimed" in table
     assert "of raw_claimed" in table
+
+
+def test_the_chart_has_a_bar_for_each_case_that_ran_and_all_begin_at_zero() -> None:
+    rounds = [
+        {"worker": {"events_per_s": 100.0}, "peer_rq": {"events_per_s": 2.0}},
+        {"worker": {"events_per_s": 50.0}, "peer_rq": {"events_per_s": 1.0}},
+    ]
+    rows = chart.bars(rounds)
+    assert rows == [("streamlib: async handler", 1.0, True), ("RQ: a fork per job", 0.02, False)]
+    drawn = chart.svg(rows, "a <title>")
+    widths = [int(width) for width in re.findall(r'width="(\d+)" height="16"', drawn)]
+    assert "a &lt;title&gt;" in drawn
+    assert widths[0] == pytest.approx(50 * widths[1], rel=0.06), "lengths are as the rates"

@@ -101,6 +101,20 @@ def test_every_envelope_comes_back_as_it_was_written(message: Message) -> None:
     assert codec.read("1-1", codec.write(message)) == message
 
 
+@given(fields=MESSAGES.map(NativeCodec().write) | st.lists(st.sampled_from([*GOOD]) | st.binary(), max_size=12))
+def test_what_is_told_in_brief_is_what_the_envelope_says(fields: list[bytes]) -> None:
+    if brief := NativeCodec().brief(fields):
+        event_id, type_name, version, data = brief
+        try:
+            message = NativeCodec().read("1-1", fields)
+        except DecodeError:
+            assert _is_undecodable(type_name) or version not in [b"%d" % n for n in range(1, 100)]
+        else:
+            assert (event_id, type_name.decode(), int(version), data) == (
+                message.id, message.type, message.version, message.data,
+            )  # fmt: skip
+
+
 @pytest.mark.parametrize("data_format", ["json", "msgpack"])
 @given(event=EVERYTHING)
 def test_every_event_comes_back_as_it_was_encoded(data_format: DataFormat, event: Everything) -> None:
@@ -189,6 +203,14 @@ def test_data_that_does_not_fit_is_an_error_with_a_reason_and_a_name(data: bytes
     assert caught.value.reason == reason
     assert says in str(caught.value)
     assert "Reading e-1" in str(caught.value)
+
+
+def _is_undecodable(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _decoded(codec: Codec, fields: list[bytes]) -> Event | DecodeError:

@@ -1,8 +1,10 @@
 """Events as users declare them, the registry that finds their classes, and event ids."""
 
+import os
 import time
 import types
 import uuid
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -117,6 +119,22 @@ def test_ids_made_together_are_uuid7s_too_and_all_different() -> None:
     assert len(set(made)) == len(made) == 1203
     assert all(str(uuid.UUID(one)) == one and uuid.UUID(one).version == 7 for one in made)
     assert all(uuid.UUID(one).variant == uuid.RFC_4122 for one in made)
+
+
+def test_ids_made_together_sort_in_their_order_whatever_the_system_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    for drawn in (b"\x00", b"\xff", b"\x7f", b"\x88"):
+        monkeypatch.setattr(os, "urandom", lambda size, drawn=drawn: drawn * size)
+        made = new_event_ids(500)
+        assert made == sorted(set(made))
+        assert all(str(uuid.UUID(one)) == one and uuid.UUID(one).variant == uuid.RFC_4122 for one in made)
+        assert {uuid.UUID(one).int >> 64 for one in made} == {uuid.UUID(made[0]).int >> 64}
+
+
+def test_saves_at_once_have_ids_far_apart() -> None:
+    """They lie in one millisecond: what keeps them apart is chance alone."""
+    firsts = sorted(uuid.UUID(new_event_ids(500)[0]).int & (1 << 62) - 1 for _ in range(2_000))
+    assert min(after - before for before, after in pairwise(firsts)) > 1 << 20
+    assert sum(first >> 61 for first in firsts) in range(800, 1200)
 
 
 def test_ids_taken_one_after_another_tell_each_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:

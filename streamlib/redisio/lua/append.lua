@@ -10,8 +10,9 @@
 -- ARGV[4]  the answer to keep with the events
 -- ARGV[5]  how long the answer is kept, ms; 0 for no answer
 -- ARGV[6]  number of events n
--- ARGV[7...] per event: the number of its parts, the parts: its fields, and the beginning of its element's fields: all
--- that comes before the last part itself
+-- ARGV[7...] the events, in runs that differ in the first value and in the last part alone. A run: how many events, how
+--           many parts (names and values) each has, and the parts that they have in common: all but those two. Then each
+--           of its events: those two, or the last part alone where there are no more than a name and a value
 --
 -- Returns {"+", entry ids...} appended; {"=", entry ids...} this commit was appended before, whatever has come since;
 -- {"a", answer} this idempotency key has had an answer before; {"v", actual} the aggregate has another version than
@@ -22,6 +23,19 @@
 local stream, aggregate, later, answered = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local expected, commit, limit = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local ttl_ms, count = tonumber(ARGV[5]), tonumber(ARGV[6])
+
+-- What does not add up is refused before anything is looked at.
+local at, left = 7, count
+while left > 0 do
+    local events, parts = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+    if not events or not parts or events < 1 or events > left or parts < 2 or parts % 2 > 0 then
+        break
+    end
+    left, at = left - events, at + 2 + (parts > 2 and parts - 2 + 2 * events or 1 + events)
+end
+if left ~= 0 or at ~= #ARGV + 1 then
+    return redis.error_reply("ERR append: its arguments do not make " .. ARGV[6] .. " events")
+end
 
 -- What is asked of a key is refused where it is of another type.
 local actual, size = redis.pcall("LLEN", aggregate), redis.pcall("XLEN", stream)
@@ -87,15 +101,31 @@ end
 
 -- Out of memory, read-only or short of replicas, Redis refuses the first write and none after it. What may fail later
 -- is an XADD to a stream at its last id, or a command that this user is denied.
-local at, mark = 7, " " .. commit .. " "
-for i = 1, count do
-    local first, last = at + 1, at + tonumber(ARGV[at])
-    local entry = redis.pcall("XADD", stream, "*", unpack(ARGV, first, last))
-    if type(entry) == "table" then
-        return undo(entry)
+local done = 0
+at = 7
+while done < count do
+    local events, parts = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+    local fields, packed = { ARGV[at + 2] }, {} -- as XADD takes them, and as the elements have them
+    at = at + 3
+    for i = 3, parts - 1 do
+        local part = ARGV[at]
+        fields[i], packed[i - 2], at = part, #part .. ":" .. part, at + 1
     end
-    reply[i + 1], elements[i] = entry, entry .. mark .. ARGV[last + 1] .. ARGV[last]
-    at = last + 2
+    local front, between = " " .. commit .. " " .. #fields[1] .. ":" .. fields[1], table.concat(packed)
+    for i = done + 1, done + events do
+        local value = ""
+        if parts > 2 then
+            fields[2], value, at = ARGV[at], #ARGV[at] .. ":" .. ARGV[at], at + 1
+        end
+        local last = ARGV[at]
+        fields[parts], at = last, at + 1
+        local entry = redis.pcall("XADD", stream, "*", unpack(fields, 1, parts))
+        if type(entry) == "table" then
+            return undo(entry)
+        end
+        reply[i + 1], elements[i] = entry, entry .. front .. value .. between .. #last .. ":" .. last
+    end
+    done = done + events
 end
 local pushed = redis.pcall("RPUSH", aggregate, unpack(elements))
 if type(pushed) == "table" then

@@ -1,0 +1,34 @@
+"""How append.lua takes events: what those in a row have in common is sent once, for each argument costs both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from streamlib.codec import Fields
+from streamlib.redisio.scripts import Arg
+
+
+def args_of(entries: Iterable[Fields]) -> tuple[list[Arg], int]:
+    """What stands in the ARGV of append.lua for these entries, each its fields, and how many bytes they have together.
+
+    The events of a save mostly differ in their ids and their data alone, and those are the first value and the last
+    part of an entry. So entries in a row that are equal in all other parts are a run, and bring two arguments each; an
+    entry with one field has no more than that.
+    """
+    args: list[Arg] = []
+    name, between, head, events, common, size = b"", None, 0, 0, 0, 0
+    for fields in entries:
+        if fields[2:-1] != between or fields[0] != name:
+            name, between = fields[0], fields[2:-1]
+            head, events, common = len(args), 0, len(name) + sum(map(len, between))
+            args += (0, len(fields), name, *between)
+        events += 1
+        args[head] = events
+        value, last = fields[1], fields[-1]
+        if between:
+            args += (value, last)
+            size += common + len(value) + len(last)
+        else:
+            args.append(last)
+            size += common + len(last)
+    return args, size
