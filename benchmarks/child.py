@@ -8,6 +8,7 @@ import uvloop
 
 from benchmarks.case import Run, Size
 from benchmarks.cases import CASES
+from streamlib.cli.run import tame_collector
 from streamlib.logs import setup_logging
 from streamlib.settings import LogSettings
 
@@ -15,6 +16,7 @@ from streamlib.settings import LogSettings
 def main(name: str, url: str, size: str) -> None:
     setup_logging(LogSettings(level="warning"), secrets=[])
     given = msgspec.json.decode(size, type=Size)
+    tame_collector()  # as in `streamlib run`, and for loops without a platform too
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the loop that `streamlib run` takes
         run: Run = runner.run(_run(name, url, given))
     print(msgspec.json.encode(run).decode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -129,6 +130,7 @@ class _Probes:
 
 def _work(app: App, settings: Settings, groups: tuple[str, ...], channel: SlotChannel | None, *, burst: bool) -> int:
     """One worker process from start to end; its exit code."""
+    tame_collector()
     probes = _Probes(app)
     server = None
     if channel is not None:
@@ -151,6 +153,12 @@ def _work(app: App, settings: Settings, groups: tuple[str, ...], channel: SlotCh
     finally:
         if server is not None:
             server.close()
+
+
+def tame_collector() -> None:
+    """Under load the collector would walk through all that was imported again and again, and through each batch."""
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 def _leave_at_once(code: int) -> None:

@@ -8,7 +8,7 @@ from enum import Enum
 from msgspec import Struct
 
 from streamlib.codec import Fields
-from streamlib.redisio.indexes import Entry, ViewKeys
+from streamlib.redisio.indexes import ViewKeys
 from streamlib.redisio.rows import RowFields
 from streamlib.redisio.scripts import Arg, Executes, Script
 
@@ -33,10 +33,11 @@ class Loaded(Struct, frozen=True):
 
 
 class IndexChange(Struct):
-    """What happens to one index: members to remove and members to set."""
+    """What happens to one index: members to remove, and members to set to the scores in the same places."""
 
     removed: list[bytes]
-    set: list[Entry]
+    members: list[bytes]
+    scores: list[float | bytes]
 
 
 class Batch(Struct, frozen=True, kw_only=True):
@@ -109,7 +110,7 @@ async def commit(
         for row_id in row_ids:
             args += (batch.rows[row_id] or {}).values()
     for change in batch.indexes.values():
-        args += (len(change.removed), *change.removed, *_scored(change.set))
+        args += (len(change.removed), *change.removed, *_scored(change.members, change.scores))
     args += (len(batch.inexact) * 2, *(part for field in batch.inexact for part in (f"{INEXACT}{field}", 1)))
     for fields in batch.dead:
         args += (len(fields), *fields)
@@ -132,12 +133,12 @@ async def load_both(
     return list(zip(first, second, strict=True)), found[0].get(b"checkpoint") == found[1].get(b"checkpoint")
 
 
-def _scored(entries: Sequence[Entry]) -> list[Arg]:
-    """The count of entries, the score that they share ("" if they do not), and members, with their scores if so."""
-    scores = {score for _, score in entries}
-    if len(scores) == 1:
-        return [len(entries), _text(scores.pop()), *[member for member, _ in entries]]
-    return [len(entries), "", *[part for member, score in entries for part in (_text(score), member)]]
+def _scored(members: Sequence[bytes], scores: Sequence[float | bytes]) -> list[Arg]:
+    """The count of members, the score that they share ("" if they do not), and these, with their scores if so."""
+    different = set(scores)
+    if len(different) == 1:
+        return [len(members), _text(different.pop()), *members]
+    return [len(members), "", *[part for pair in zip(map(_text, scores), members, strict=True) for part in pair]]
 
 
 def _text(score: float | bytes) -> str | bytes:

@@ -19,9 +19,6 @@ from streamlib.keys import MAX_ID_BYTES, StreamKeys
 from streamlib.read_model import Exact, Index, Ordered, Prefix, ReadModel
 from streamlib.redisio.rows import RowCodec, kinds_of
 
-Entry = tuple[bytes, float | bytes]
-"""Member and score; one in bytes is a number as text."""
-
 _EXACT_TYPES = (
     inspect.StrType, inspect.IntType, inspect.BoolType, inspect.FloatType, inspect.DecimalType,
     inspect.DateType, inspect.DateTimeType, inspect.TimeType, inspect.TimeDeltaType, inspect.UUIDType,

@@ -90,7 +90,7 @@ class Shelves:
         """Note what it does to the indexes that a row goes from its places before to those after."""
         member = row_id.encode()
         if after.exists and not before.exists:
-            change_of(changes, self._all_rows).set.append((member, _BY_MEMBER))
+            _set(change_of(changes, self._all_rows), member, _BY_MEMBER)
         elif before.exists and not after.exists:
             change_of(changes, self._all_rows).removed.append(member)
         olds, news = before.places or self._nowhere, after.places or self._nowhere
@@ -103,8 +103,13 @@ def change_of(changes: Changes, key: str) -> IndexChange:
     """What happens to the index of this key."""
     change = changes.get(key)
     if change is None:
-        change = changes[key] = IndexChange([], [])
+        change = changes[key] = IndexChange([], [], [])
     return change
+
+
+def _set(change: IndexChange, member: bytes, score: float | bytes) -> None:
+    change.members.append(member)
+    change.scores.append(score)
 
 
 class _Exact:
@@ -118,7 +123,7 @@ class _Exact:
         if old is not None:
             change_of(changes, self._key_of(old)).removed.append(member)
         if new is not None:
-            change_of(changes, self._key_of(new)).set.append((member, _BY_MEMBER))
+            _set(change_of(changes, self._key_of(new)), member, _BY_MEMBER)
 
 
 class _Ordered:
@@ -139,7 +144,7 @@ class _Ordered:
         if new is None:
             change_of(changes, self._key).removed.append(member)
         else:
-            change_of(changes, self._key).set.append((member, new))
+            _set(change_of(changes, self._key), member, new)
 
 
 class _Prefix:
@@ -154,4 +159,4 @@ class _Prefix:
         if old is not None:
             change.removed.append(old)
         if new is not None:
-            change.set.append((new, _BY_MEMBER))
+            _set(change, new, _BY_MEMBER)

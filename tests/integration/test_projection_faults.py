@@ -15,7 +15,7 @@ import redis
 
 from streamlib.message import Position
 from streamlib.redisio.commits import Batch, IndexChange, Verdict, commit
-from streamlib.redisio.indexes import Entry, ViewKeys
+from streamlib.redisio.indexes import ViewKeys
 from streamlib.redisio.ownership import release, renew, take
 from tests.helpers.processes import end_process, stop_process
 from tests.helpers.projecting import TOPIC, VIEW, Closed, Moved, Opened, Rig
@@ -151,7 +151,7 @@ def small_batch(keys: ViewKeys, old: str, new: str) -> Batch:
         marks={"e": "d", "bad": "x"},
         rows={"r": {b"account": b"r", b"owner": b"o"}},
         row_delta=1,
-        indexes={keys.exact("owner", "o"): IndexChange([b"gone"], [(b"r", 0.0)])},
+        indexes={keys.exact("owner", "o"): IndexChange([b"gone"], [b"r"], [0.0])},
         inexact=["balance"],
         dead=[[b"id", b"bad", b"dl-at", b"0"]],
     )
@@ -214,7 +214,7 @@ async def test_a_commit_larger_than_one_call_can_unpack(rig: Rig, client: redis.
     keys = ViewKeys(rig.keys.stream(TOPIC, 0, 1), VIEW, 1)
     position = rig.publish(client, Opened(account="r", owner="o"))
     lease = await take(rig.door, OWNER, "me", 60_000)
-    members: list[Entry] = [(b"m%d" % n, float(n)) for n in range(30_000)]
+    members = [b"m%d" % n for n in range(30_000)]
     batch = Batch(
         old="0-0",
         new=position.entry_id,
@@ -222,7 +222,7 @@ async def test_a_commit_larger_than_one_call_can_unpack(rig: Rig, client: redis.
         marks={f"e{n}": "d" for n in range(500)},
         rows={"wide": {b"f%d" % n: b"%d" % n for n in range(20_000)}},
         row_delta=1,
-        indexes={keys.sorted_by("balance"): IndexChange([member for member, _ in members], members)},
+        indexes={keys.sorted_by("balance"): IndexChange(members, members, [float(n) for n in range(30_000)])},
         inexact=[],
         dead=[],
     )

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from streamlib.keys import StreamKeys
 from streamlib.read_model import Exact, Ordered, Prefix, ReadModel
+from streamlib.redisio.commits import IndexChange
 from streamlib.redisio.indexes import Indexes, ViewKeys
 from streamlib.redisio.places import NOTHING, Changes, Shelves, Stored
 from streamlib.redisio.rows import RowCodec
@@ -53,7 +54,11 @@ def placed(indexes: Indexes, row_id: str, row: ReadModel) -> dict[str, tuple[byt
     changes: Changes = {}
     shelves_of(indexes, type(row)).move(changes, row_id, NOTHING, shelved(indexes, row_id, row))
     assert not any(change.removed for change in changes.values())
-    return {key: (member, float(score)) for key, change in changes.items() for member, score in change.set}
+    return {key: entry for key, change in changes.items() for entry in set_by(change)}
+
+
+def set_by(change: IndexChange) -> list[tuple[bytes, float]]:
+    return [(member, float(score)) for member, score in zip(change.members, change.scores, strict=True)]
 
 
 class Ware(ReadModel):
@@ -102,7 +107,7 @@ def test_a_row_that_changes_stands_where_it_would_if_it_were_new(before: Ware, a
     for key, change in changes.items():
         for member in change.removed:
             assert stands.pop(key)[0] == member
-        for member, value in change.set:
-            stands[key] = member, float(value)
+        for entry in set_by(change):
+            stands[key] = entry
     assert stands == ({} if after is None else entries(WARES, keys, "r", after))
     assert stored.inexact == (() if after is None else WARES.inexact(after))
