@@ -6,6 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from streamlib.redisio.address import Host
 from streamlib.redisio.connection import AsyncClient, BlockingClient, Clients, RedisDoor, clients_of
 from streamlib.redisio.failures import CLIENT_ERRORS, ErrorClass, classify
 from streamlib.redisio.scripts import Executes
@@ -43,6 +44,9 @@ class _CountingClients:
     async def nodes(self, timeout_s: float) -> Mapping[str, AsyncClient]:
         found = await self._clients.nodes(timeout_s)
         return {address: _Counting(client, self._counter) for address, client in found.items()}
+
+    def beside(self, host: Host, timeout_s: float) -> AsyncClient:
+        return _Counting(self._clients.beside(host, timeout_s), self._counter)
 
     @property
     def settled(self) -> Callable[[], Awaitable[bool]] | None:
