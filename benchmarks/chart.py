@@ -13,8 +13,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.cases import CASES
-from benchmarks.figures import Round, number, ratio
 from benchmarks.peer_cases import PEERS
+from streamlib.bench.figures import Round, number, ratio
 
 FIGURE, BASE = "events_per_s", "worker"
 OURS = {

@@ -121,16 +121,17 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
             return error
 
     def messages_of_key(self, key: str, events: Sequence[Event], ids: Iterable[str]) -> list[Message]:
-        """The events of one key, whatever the topic's is, each with one of the ids. Raises PublishError for the first
-        that cannot be encoded, DeclarationError."""
+        """The events of one key, whatever the topic's is, each with one of the ids. Raises PublishError and
+        DeclarationError, for the first that cannot be stored."""
         checked_id("key", key)
         names: dict[type[Event], tuple[str, int]] = {}
-        for cls in set(map(type, events)):
-            self.check_declared(cls)
-            names[cls] = event_type(cls), event_version(cls)
         encode, made = self.codec.encode, []
         for event, event_id in zip(events, ids, strict=True):
-            type_name, version = names[type(event)]
+            cls = type(event)
+            if cls not in names:
+                self.check_declared(cls)
+                names[cls] = event_type(cls), event_version(cls)
+            type_name, version = names[cls]
             made.append(Message(id=event_id, type=type_name, version=version, key=key, data=encode(event)))
         return made
 

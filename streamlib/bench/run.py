@@ -96,27 +96,34 @@ def _needed(size: Size) -> int:
 
 async def _check_room(redis: RedisDoor, size: Size) -> None:
     """A server that fills up takes nobody's writes any more."""
-    told = await info_numbers(redis, "memory")
-    limit, used = told.get("maxmemory", 0), told.get("used_memory", 0)
-    if limit and used + 2 * _needed(size) > limit:
-        raise Refused(
-            f"Redis at {redact(redis.settings.url)} has {(limit - used) / _MIB:,.0f} MiB left of its maxmemory, and "
-            f"this needs {_needed(size) / _MIB:,.0f} MiB and as much to spare; take fewer --events, or raise maxmemory"
-        )
+    for told in await _of_every_node(redis, "memory"):
+        limit, used = told.get("maxmemory", 0), told.get("used_memory", 0)
+        if limit and used + 2 * _needed(size) > limit:
+            raise Refused(
+                f"Redis at {redact(redis.settings.url)} has {(limit - used) / _MIB:,.0f} MiB left of its maxmemory, "
+                f"and this needs {_needed(size) / _MIB:,.0f} MiB and as much to spare; take fewer --events, or raise "
+                "maxmemory"
+            )
 
 
 async def _look_for_others(redis: RedisDoor, tell: Tell) -> None:
-    """Tell when the server works although we are silent: its CPU time is that of the whole process."""
-    before = await info_numbers(redis, "cpu")
-    started_s = time.monotonic()
+    """Tell when a server works although we are silent: its CPU time is that of the whole process."""
+    before, started_s = await _of_every_node(redis, "cpu"), time.monotonic()
     await asyncio.sleep(_WATCHED_S)
-    after = await info_numbers(redis, "cpu")
-    if not after:
+    after, seconds = await _of_every_node(redis, "cpu"), time.monotonic() - started_s
+    if not all([*before, *after]):
         tell("INFO is denied: what the server spends is not known")
         return
-    spent_s = sum(after[name] - before[name] for name in ("used_cpu_user", "used_cpu_sys"))
-    if (share := spent_s / (time.monotonic() - started_s)) > _BUSY:
+    cpu = ("used_cpu_user", "used_cpu_sys")
+    spent_s = max(sum(now[name] - then[name] for name in cpu) for then, now in zip(before, after, strict=False))
+    if (share := spent_s / seconds) > _BUSY:
         tell(f"the server is {share:.0%} busy with the work of others: what it spends per event contains that")
+
+
+async def _of_every_node(redis: RedisDoor, section: str) -> list[dict[str, float]]:
+    """That section of INFO, {} where it is denied, in the order of the nodes' addresses."""
+    async with redis.nodes() as lanes:
+        return [await info_numbers(lane, section) for _, lane in sorted(lanes.items())]
 
 
 async def _round_trip(redis: RedisDoor) -> Figures:

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from binascii import b2a_base64
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import Struct
 
@@ -100,7 +100,8 @@ class EventStore(AggregateReader):
         started, outcome = time.monotonic(), "error"
         try:
             append = self._prepare(topic, aggregate_id, expected, messages, commit_id or new_commit_id(), answer)
-            appended = self._read_reply(append, await self._send(append), answer)
+            send = self._send if topic.durability == "primary" else self._send_durably
+            appended = self._read_reply(append, await send(append), answer)
             outcome = "duplicate" if appended.repeated else "stored"
         except StreamlibError as error:
             outcome = _outcome_of(error)
@@ -121,7 +122,7 @@ class EventStore(AggregateReader):
         names = [keys.stream, keys.aggregate(aggregate_id), keys.later(), keys.answer(answer_key)]
         # An append that can only find the answer: it has no events, for a version that no aggregate reaches.
         args: list[Arg] = [MAX_VERSION, "-", 0, b"", 1, 0]
-        await self._send(_Append(topic, aggregate_id, partition, keys.stream, MAX_VERSION, 0, names, args))
+        await self._send_durably(_Append(topic, aggregate_id, partition, keys.stream, MAX_VERSION, 0, names, args))
 
     async def keep_snapshot(self, topic: TopicSpec, aggregate_id: str, snapshot: bytes) -> None:
         """Store a snapshot, as read_aggregate.lua reads it. Raises what the client raises."""
@@ -169,9 +170,13 @@ class EventStore(AggregateReader):
         names = [keys.stream, keys.aggregate(aggregate_id), keys.later(), keys.answer(answer_key)]
         return _Append(topic, aggregate_id, partition, keys.stream, expected, len(messages), names, args)
 
-    async def _send(self, append: _Append) -> list[bytes]:
-        """The script's reply, once it is as durable as the topic asks. Sent until Redis answers, for redis.retry_s."""
-        attempt = _Attempt(self._redis, self._durable_lane(append), append)
+    def _send(self, append: _Append) -> Awaitable[list[bytes]]:
+        """The script's reply. Sent until Redis answers, for redis.retry_s."""
+        return self._persist(lambda: _append.run(self._redis, append.keys, append.args))
+
+    async def _send_durably(self, append: _Append) -> list[bytes]:
+        """The same, once it is as durable as the topic asks."""
+        attempt = _Attempt(*self._durable_lane(append), append)
         missing = ""
         try:
             missing = await self._redis.persist(attempt.run, give_up_s=self._redis.settings.retry_s)
@@ -188,9 +193,7 @@ class EventStore(AggregateReader):
             )
         return attempt.reply
 
-    def _durable_lane(self, append: _Append) -> tuple[DurableLane, asyncio.Lock] | None:
-        if append.topic.durability == "primary":
-            return None
+    def _durable_lane(self, append: _Append) -> tuple[DurableLane, asyncio.Lock]:
         found = self._lanes.get(append.stream)
         if found is None:
             # Shorter than the connection's own timeout: a late confirmation must not look like a lost answer.
@@ -217,24 +220,20 @@ class EventStore(AggregateReader):
 
 
 class _Attempt:
-    """An append, sent as often as it takes."""
+    """An append that is to be confirmed, sent as often as it takes."""
 
-    def __init__(self, redis: RedisDoor, lane: tuple[DurableLane, asyncio.Lock] | None, append: _Append) -> None:
+    def __init__(self, lane: DurableLane, lock: asyncio.Lock, append: _Append) -> None:
         self.reply: list[bytes] = []
-        self._redis = redis
         self._lane = lane
+        self._lock = lock
         self._append = append
 
     async def run(self) -> str:
         """What is missing of the durability asked for, "" for nothing."""
-        if self._lane is None:
-            self.reply = await _append.run(self._redis, self._append.keys, self._append.args)
-            return ""
-        lane, lock = self._lane
-        async with lock:
-            await lane.begin()
-            self.reply = await _append.run(lane, self._append.keys, self._append.args)
-            return await lane.confirm() if self.reply[0] in (b"+", b"=", b"a") else ""
+        async with self._lock:
+            await self._lane.begin()
+            self.reply = await _append.run(self._lane, self._append.keys, self._append.args)
+            return await self._lane.confirm() if self.reply[0] in (b"+", b"=", b"a") else ""
 
 
 def _what(topic: TopicSpec, aggregate_id: str) -> str:

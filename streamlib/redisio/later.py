@@ -34,7 +34,7 @@ def delay_ms(delay: float) -> int:
 
 def pack(fields: Fields) -> bytes:
     """The fields as one text that the script can take apart: "<length>:<bytes>" of each name and value."""
-    return b"".join(b"%d:%b" % (len(part), part) for part in fields)
+    return b"".join([b"%d:%b" % (len(part), part) for part in fields])
 
 
 def unpack(packed: bytes) -> Fields:

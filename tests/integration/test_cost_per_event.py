@@ -39,7 +39,7 @@ BOUNDS = {
     "batch_handler": Cost(calls=125, commands=0.007),
     "projection": Cost(calls=43, commands=0.005),
     "publish_many": Cost(calls=46, commands=0.002),
-    "save_one": Cost(calls=275, commands=1),
+    "save_one": Cost(calls=287, commands=1),
     "save_100": Cost(calls=33, commands=0.01),
     "load": Cost(calls=12.5, commands=0.001),
 }

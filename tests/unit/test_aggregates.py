@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from enum import StrEnum
 from typing import Any, ClassVar
 
 import pytest
@@ -61,6 +62,31 @@ def test_an_event_about_another_id_is_refused_as_soon_as_the_topic_is_known() ->
         account.record(Deposited(account_id="b"))
     assert not account.balance
     assert not account._recorded
+
+
+class Branch(StrEnum):
+    NORTH = "north"
+
+
+class Numbered(Event):
+    account_id: int | Branch
+
+
+@pytest.mark.parametrize(("id", "value"), [("7", 7), ("north", Branch.NORTH)])
+def test_an_event_tells_the_id_in_a_type_of_its_own(id: str, value: int | Branch) -> None:
+    class Office(Aggregate):
+        count: int = 0
+
+        @applies(Numbered)
+        def _numbered(self, event: Numbered) -> None:
+            self.count += 1
+
+    Office._keyed_by("account_id")
+    office = Office(id)
+    office.record(Numbered(account_id=value))
+    with pytest.raises(PublishError, match="records Numbered with account_id 8"):
+        office.record(Numbered(account_id=8))
+    assert office.count == 1
 
 
 def test_what_is_no_field_cannot_be_set() -> None:

@@ -11,8 +11,9 @@
 -- ARGV[5]  how long the answer is kept, ms; 0 for no answer
 -- ARGV[6]  number of events n
 -- ARGV[7...] the events, in runs that differ in the first value and in the last part alone. A run: how many events, how
---           many parts (names and values) each has, and the parts that they have in common: all but those two. Then each
---           of its events: those two, or the last part alone where there are no more than a name and a value
+--           many parts (names and values) each has, the parts of its first event, all that comes before the last part
+--           in the fields of its element; and of each further event those two, or the last part alone where there are
+--           no more than a name and a value
 --
 -- Returns {"+", entry ids...} appended; {"=", entry ids...} this commit was appended before, whatever has come since;
 -- {"a", answer} this idempotency key has had an answer before; {"v", actual} the aggregate has another version than
@@ -31,7 +32,7 @@ while left > 0 do
     if not events or not parts or events < 1 or events > left or parts < 2 or parts % 2 > 0 then
         break
     end
-    left, at = left - events, at + 2 + (parts > 2 and parts - 2 + 2 * events or 1 + events)
+    left, at = left - events, at + 3 + parts + (events - 1) * (parts > 2 and 2 or 1)
 end
 if left ~= 0 or at ~= #ARGV + 1 then
     return redis.error_reply("ERR append: its arguments do not make " .. ARGV[6] .. " events")
@@ -101,31 +102,59 @@ end
 
 -- Out of memory, read-only or short of replicas, Redis refuses the first write and none after it. What may fail later
 -- is an XADD to a stream at its last id, or a command that this user is denied.
-local done = 0
+local mark, done = " " .. commit .. " ", 0
+
+-- Stores one more event, whose last part comes behind `before_last` in its element. Returns the error, if any.
+local function add(fields, before_last)
+    local entry = redis.pcall("XADD", stream, "*", unpack(fields))
+    if type(entry) == "table" then
+        return entry
+    end
+    done = done + 1
+    reply[done + 1], elements[done] = entry, entry .. mark .. before_last .. fields[#fields]
+end
+
+-- Stores the further events of a run, which begin there in ARGV, by what the first has. Returns the error, if any, and
+-- where they end.
+local function add_alike(fields, before_last, events, at)
+    local parts, lengths = #fields, {}
+    local function length(part) -- to write out a number costs as much as the rest of an element
+        local text = lengths[#part] or #part .. ":"
+        lengths[#part] = text
+        return text
+    end
+    local front, between = length(fields[1]) .. fields[1], ""
+    if parts > 2 then
+        local begin = #front + #length(fields[2]) + #fields[2] + 1
+        between = string.sub(before_last, begin, #before_last - #length(fields[parts]))
+    end
+    for _ = 1, events do
+        local value = ""
+        if parts > 2 then
+            fields[2], at = ARGV[at], at + 1
+            value = length(fields[2]) .. fields[2]
+        end
+        fields[parts], at = ARGV[at], at + 1
+        local failed = add(fields, front .. value .. between .. length(fields[parts]))
+        if failed then
+            return failed
+        end
+    end
+    return nil, at
+end
+
 at = 7
 while done < count do
     local events, parts = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-    local fields, packed = { ARGV[at + 2] }, {} -- as XADD takes them, and as the elements have them
-    at = at + 3
-    for i = 3, parts - 1 do
-        local part = ARGV[at]
-        fields[i], packed[i - 2], at = part, #part .. ":" .. part, at + 1
+    local fields, before_last = { unpack(ARGV, at + 2, at + 1 + parts) }, ARGV[at + 2 + parts]
+    at = at + 3 + parts
+    local failed = add(fields, before_last)
+    if not failed and events > 1 then
+        failed, at = add_alike(fields, before_last, events - 1, at)
     end
-    local front, between = " " .. commit .. " " .. #fields[1] .. ":" .. fields[1], table.concat(packed)
-    for i = done + 1, done + events do
-        local value = ""
-        if parts > 2 then
-            fields[2], value, at = ARGV[at], #ARGV[at] .. ":" .. ARGV[at], at + 1
-        end
-        local last = ARGV[at]
-        fields[parts], at = last, at + 1
-        local entry = redis.pcall("XADD", stream, "*", unpack(fields, 1, parts))
-        if type(entry) == "table" then
-            return undo(entry)
-        end
-        reply[i + 1], elements[i] = entry, entry .. front .. value .. between .. #last .. ":" .. last
+    if failed then
+        return undo(failed)
     end
-    done = done + events
 end
 local pushed = redis.pcall("RPUSH", aggregate, unpack(elements))
 if type(pushed) == "table" then
