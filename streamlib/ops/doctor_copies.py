@@ -49,9 +49,18 @@ def behind(facts: NodeFacts) -> list[Diagnosis]:
 def split_brain(facts: NodeFacts) -> list[Diagnosis]:
     if not facts.copies or facts.min_copies != 0:
         return []
-    what = f"it has {len(facts.copies)} replicas, and min-replicas-to-write is 0"
+    what = f"it has {len(facts.copies)} replicas, and min-replicas-to-write is 0 or off"
     why = "a primary that is cut off goes on taking events, and they are lost when it comes back as a replica"
-    return [_found("min_replicas_unset", "warning", facts, what, why, "set min-replicas-to-write 1")]
+    return [
+        _found(
+            "min_replicas_unset",
+            "warning",
+            facts,
+            what,
+            why,
+            "set min-replicas-to-write 1, with its min-replicas-max-lag at 10",
+        )
+    ]
 
 
 def refusing(facts: NodeFacts) -> list[Diagnosis]:

@@ -16,6 +16,7 @@ from streamlib.ops.places import Place, partitions_of, places
 from streamlib.ops.workers import live_ms
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.group_keys import groups_on
+from streamlib.redisio.indexes import GENERATION
 from streamlib.redisio.members import members
 from streamlib.redisio.registry import groups_of
 
@@ -39,6 +40,11 @@ class GroupFacts(Struct, frozen=True, kw_only=True):
     @property
     def where(self) -> str:
         return f"group {self.info.group} of {self.topic}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether anybody works on it; a process that rebuilds a view is no worker, and an owner."""
+        return bool(self.workers or self.info.owners)
 
     @property
     def waiting(self) -> int:
@@ -102,7 +108,7 @@ def check_group(facts: GroupFacts) -> list[Diagnosis]:
 
 def stuck_pending(facts: GroupFacts) -> list[Diagnosis]:
     """With a live worker they are reclaimed."""
-    if facts.workers or not facts.stuck:
+    if facts.alive or not facts.stuck:
         return []
     more = " or more" if facts.stuck >= MOST_COUNTED else ""
     what = f"{facts.stuck}{more} events were delivered and never finished, and no live worker runs the group"
@@ -113,7 +119,7 @@ def stuck_pending(facts: GroupFacts) -> list[Diagnosis]:
 def dead_group(facts: GroupFacts) -> list[Diagnosis]:
     """A group without workers whose events wait for longer than a restart of its workers may take."""
     late = facts.info.oldest_undelivered_seconds > facts.lease_s or facts.info.retrying
-    if facts.workers or not facts.waiting or not late:
+    if facts.alive or not facts.waiting or not late:
         return []
     what = (
         f"{facts.waiting} events wait, the oldest for {_lasting(facts.info.oldest_seconds)}, and no live worker runs it"
@@ -193,8 +199,11 @@ async def _newest_ms(redis: RedisDoor, keys: StreamKeys, group: str) -> int | No
 
 
 def _start(facts: GroupFacts) -> str:
+    run, view = "start its workers (streamlib run APP)", GENERATION.sub("", facts.info.group)
+    if facts.info.kind == "projection" and view != facts.info.group:
+        return f"{run}, or go on with the rebuild: streamlib rebuild APP {view}, or end it with --abandon or --drop"
     remove = f"streamlib groups rm {facts.topic} {facts.info.group}"
-    return f"start its workers (streamlib run APP), or remove it, with an archive of what it owes: {remove}"
+    return f"{run}, or remove it, with an archive of what it owes: {remove}"
 
 
 def _lasting(seconds: float) -> str:

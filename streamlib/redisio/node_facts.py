@@ -52,6 +52,7 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     copies: tuple[Copy, ...] = ()
     good_copies: int | None = None
     min_copies: int | None = None
+    """How many replicas must be near for the server to take writes; 0 also where a setting beside it turns it off."""
     max_lag_s: int | None = None
     link_up: bool | None = None
     idle_timeout_s: int | None = None
@@ -74,10 +75,10 @@ async def look_at(
 
 
 async def _look_at(lane: Executes, where: str, address: str, primary: bool, now_s: Callable[[], float]) -> NodeFacts:
-    begun_s = now_s()
+    told = parse_info(await allowed(lane, "INFO"))
+    begun_s = now_s()  # the connection stands by now, so that its making is no part of the doubt
     moment = await allowed(lane, "TIME")
     ended_s = now_s()
-    told = parse_info(await allowed(lane, "INFO"))
     settings = await config(lane, *_SETTINGS)
     default_user = await allowed(lane, "ACL", "GETUSER", "default")
     answers = {"INFO": told, "CONFIG GET": settings, "ACL GETUSER": default_user, "TIME": moment}
@@ -95,7 +96,7 @@ async def _look_at(lane: Executes, where: str, address: str, primary: bool, now_
         machine_bytes=number(told.get("total_system_memory")),
         copies=_copies(told),
         good_copies=number(told.get("min_slaves_good_slaves")),
-        min_copies=number(settings.get("min-replicas-to-write")),
+        min_copies=0 if settings.get("min-replicas-max-lag") == "0" else number(settings.get("min-replicas-to-write")),
         max_lag_s=number(settings.get("min-replicas-max-lag")),
         link_up=told["master_link_status"] == "up" if "master_link_status" in told else None,
         idle_timeout_s=number(settings.get("timeout")),

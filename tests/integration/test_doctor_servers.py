@@ -73,7 +73,7 @@ async def test_a_healthy_primary_with_its_replica_gives_nothing(own_server: Serv
         ({"enable-debug-command": "yes"}, "debug_allowed", "warning"),
         ({"tcp-keepalive": "0"}, "keepalive_off", "warning"),
         ({"client-output-buffer-limit": "normal 1mb 0 0"}, "output_buffer_limit", "warning"),
-        ({"min-replicas-to-write": "1"}, "min_replicas_not_met", "danger"),
+        ({"min-replicas-to-write": "1", "min-replicas-max-lag": "10"}, "min_replicas_not_met", "danger"),
     ],
 )
 async def test_a_bad_setting_is_one_finding(
@@ -85,6 +85,16 @@ async def test_a_bad_setting_is_one_finding(
     assert {name: one.severity for name, one in told.items()} == {code: severity}
     assert told[code].where == f"{HOST}:{server.port}"
     assert report.endangered is (severity == "danger")
+
+
+async def test_a_lag_without_bound_turns_the_replicas_off(own_server: Servers) -> None:
+    primary, replica = await replicated(own_server, {"min-replicas-to-write": "1", "min-replicas-max-lag": "0"})
+    assert set(found(await doctor(primary.url))) == {"min_replicas_unset"}
+    replica.terminate()
+    await until(lambda: lines(primary, "replication")["connected_slaves"] == 0, "the replica is gone")
+    with primary.client() as client:
+        assert client.set("taken", "although nobody copies it")
+    assert found(await doctor(primary.url)) == {}
 
 
 async def test_a_single_server_has_no_replica(own_server: Servers) -> None:

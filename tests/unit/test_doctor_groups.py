@@ -7,7 +7,7 @@ import pytest
 
 from streamlib.ops.doctor_groups import GroupFacts, Stranger, check_group, check_stranger
 from streamlib.ops.doctor_keys import MOST_TOLD, Known, Lost, check_keys, orphans_of
-from streamlib.ops.inspect import GroupInfo
+from streamlib.ops.inspect import GroupInfo, Owner
 
 IDLE: dict[str, Any] = {
     "group": "email",
@@ -46,6 +46,7 @@ def facts(
         (facts(), []),
         (facts(changes=BEHIND), [("dead_group", "danger")]),
         (facts(changes=BEHIND, workers=1), []),
+        (facts(changes=BEHIND | {"kind": "projection", "owners": [Owner(0, "w-1")]}), []),
         (facts(changes=BEHIND | {"oldest_undelivered_seconds": 30.0}), []),
         (facts(changes={"retrying": 2, "backlog": 2}), [("dead_group", "danger")]),
         (facts(changes=HELD), []),
@@ -60,6 +61,13 @@ def facts(
 )
 def test_a_group(group: GroupFacts, found: list[tuple[str, str]]) -> None:
     assert [(one.code, one.severity) for one in check_group(group)] == found
+
+
+def test_a_generation_of_a_view_is_not_removed_as_a_group() -> None:
+    left = BEHIND | {"kind": "projection", "group": "totals.g3"}
+    (told,) = check_group(facts(changes=left))
+    assert "streamlib rebuild APP totals" in told.advice
+    assert "groups rm" not in told.advice
 
 
 def test_a_stranger_is_named_with_its_streams() -> None:
