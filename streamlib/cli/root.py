@@ -35,6 +35,7 @@ COMMANDS = {
     "keys": Lazy("streamlib.cli.keys", "List failing keys of ordered groups; resume or skip halted ones."),
     "ps": Lazy("streamlib.cli.ps", "Show the workers that live, and what each owns."),
     "check": Lazy("streamlib.cli.check", "Does this app load, and does it fit this Redis?"),
+    "acl": Lazy("streamlib.cli.acl", "Print the rights that a user in Redis needs."),
     "schema": Lazy("streamlib.cli.schema", "Keep event schemas in a file; find changes that break."),
     "server": Lazy("streamlib.cli.server", "Run the embedded server in the foreground."),
     "demo": Lazy("streamlib.cli.demo", "Process real flights, from start to read models.", "demo"),
