@@ -47,6 +47,10 @@ class StreamKeys(Struct, frozen=True):
     def _tag(self) -> str:
         return "{" + self.stream + "}"
 
+    def all(self) -> str:
+        """A pattern for everything beside the stream."""
+        return f"{self._tag}:*"
+
     def idem(self, group: str, event_id: str) -> str:
         return f"{self._tag}:idem:{group}:{event_id}"
 
@@ -99,7 +103,8 @@ class StreamKeys(Struct, frozen=True):
     def key_states(self, group: str) -> str:
         return f"{self._tag}:keys:{group}"
 
-    def view(self, name: str, generation: int) -> str:
+    def view(self, name: str, generation: int | str) -> str:
+        """What is known of a generation; "*" for everything of any."""
         return f"{self._tag}:view:{name}:{generation}"
 
     def row(self, name: str, generation: int, row_id: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.helpers.acl import least_rights, roles_under_test
 from tests.helpers.oracle import assert_no_stray_keys
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.servers import RedisProc, available_kinds
@@ -42,11 +43,13 @@ def server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def redis_url(server: RedisProc, request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of the shared server, empty at the start of the test; stray keys at its end fail the test.
 
+    With STREAMLIB_TEST_ACL it is that of a user with the rights of these roles: tests/helpers/acl.py.
     A test that writes keys of its own names them: `@pytest.mark.allow_keys("effect:*")` (globs).
     """
     with server.client() as client:
         client.flushall()
-        yield server.url
+        roles = roles_under_test()
+        yield least_rights(client, server.url, roles) if roles else server.url
         allowed = [str(glob) for mark in request.node.iter_markers("allow_keys") for glob in mark.args]
         assert_no_stray_keys(client, allowed)
 

@@ -104,6 +104,23 @@ def test_each_third_party_package_has_one_door() -> None:
     assert not strays, _lines(strays)
 
 
+def test_nothing_that_was_stored_becomes_code() -> None:
+    loaders = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "yaml", "jsonpickle"}
+    strays = [
+        f"{module.relative}:{found.line} imports {found.module}"
+        for module in PRODUCT
+        for found in module.imports
+        if found.module.partition(".")[0] in loaders
+    ]
+    strays += [
+        f"{module.relative}:{node.lineno} calls {node.func.id}"
+        for module in PRODUCT
+        for node in ast.walk(ast.parse(module.source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")
+    ]
+    assert not strays, _lines(strays)
+
+
 def test_every_module_tells_first_what_runs_there() -> None:
     silent = [
         module.relative for module in PRODUCT + TESTS if module.source.strip() and not ast.get_docstring(module.tree)

@@ -36,6 +36,7 @@ COMMANDS = {
     "ps": Lazy("streamlib.cli.ps", "Show the workers that live, and what each owns."),
     "check": Lazy("streamlib.cli.check", "Does this app load, and does it fit this Redis?"),
     "doctor": Lazy("streamlib.cli.doctor", "What in this Redis endangers events, and what to do."),
+    "acl": Lazy("streamlib.cli.acl", "Print the rights that a user in Redis needs."),
     "schema": Lazy("streamlib.cli.schema", "Keep event schemas in a file; find changes that break."),
     "server": Lazy("streamlib.cli.server", "Run the embedded server in the foreground."),
     "bench": Lazy("streamlib.cli.bench", "Measure your own Redis: a worker beside a loop written by hand."),

@@ -67,6 +67,13 @@ def is_encrypted(url: str) -> bool:
     return address.tls or address.scheme == "rediss"
 
 
+def database_of(url: str) -> int:
+    """The number of the database. Raises ConfigError, whose message shows no password."""
+    parts = _split(url)
+    given = parse_qs(parts.query).get("db") or [parts.path.strip("/") if parts.scheme in ("redis", "rediss") else ""]
+    return int(given[0]) if given[0].isdigit() else 0
+
+
 def _single(url: str, parts: SplitResult) -> Address:
     _options(url, parts, _QUERY + (_TLS_QUERY if parts.scheme == "rediss" else ()))
     if parts.scheme == "unix":

@@ -18,7 +18,7 @@ from streamlib.topic import TopicSpec, checked_id, partition_of_key
 
 T = TypeVar("T")
 
-_read = Script("read_aggregate")
+_read = Script("read_aggregate", reads_only=True)
 
 PAGE_EVENTS, FURTHER_EVENTS = 500, 2_000
 """How many events the first page has at the most, and each further one: who has more has many."""

@@ -12,7 +12,7 @@ from streamlib.redisio.indexes import ViewKeys
 from streamlib.redisio.rows import RowFields
 from streamlib.redisio.scripts import Arg, Executes, Script
 
-_load = Script("load_rows")
+_load = Script("load_rows", reads_only=True)
 _commit = Script("commit")
 
 INEXACT = "inexact:"

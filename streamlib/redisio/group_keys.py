@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from streamlib.keys import StreamKeys
 from streamlib.redisio.scripts import Executes, Script
 
-_scan = Script("scan")
+_scan = Script("scan", reads_only=True)
 _LOOK_AT = 2_000
 _UNLINK_CHUNK = 500
 

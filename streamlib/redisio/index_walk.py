@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from streamlib.redisio.scripts import Executes, Script
 
-_seek = Script("seek")
+_seek = Script("seek", reads_only=True)
 
 PAGE = 500
 """The most entries, and rows, of one partition that are read at once."""

@@ -18,7 +18,7 @@ from streamlib.redisio.scripts import Executes, Script
 
 _change = Script("key_state")
 _skip = Script("skip")
-_count_halted = Script("halted_keys")
+_count_halted = Script("halted_keys", reads_only=True)
 _HALTED = b"halted"
 _NOTED = re.compile(rb"(a?[0-9]{1,20}-[0-9]{1,20}) ([0-9]{1,9}) (halted|[0-9]{1,16}) ([0-9]{1,16}) (.*)", re.DOTALL)
 

@@ -21,10 +21,14 @@ class Executes(Protocol):
 
 
 class Script:
-    """One atomic transition: the file of that name in `lua/`."""
+    """One atomic transition: the file of that name in `lua/`.
 
-    def __init__(self, name: str) -> None:
+    One that `reads_only` is run as such: a user may then be without the right to write what it reads.
+    """
+
+    def __init__(self, name: str, *, reads_only: bool = False) -> None:
         self.name = name
+        self._by_sha, self._by_body = ("EVALSHA_RO", "EVAL_RO") if reads_only else ("EVALSHA", "EVAL")
         self._body = (Path(__file__).parent / "lua" / f"{name}.lua").read_bytes()
         self.sha = hashlib.sha1(self._body, usedforsecurity=False).hexdigest()
         know_script(name, self.sha, self._body)
@@ -32,13 +36,13 @@ class Script:
     async def run(self, redis: Executes, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """The script's raw reply. Raises what the client raises."""
         try:
-            return await redis.execute("EVALSHA", self.sha, len(keys), *keys, *args)
+            return await redis.execute(self._by_sha, self.sha, len(keys), *keys, *args)
         except NoScriptError:
-            return await redis.execute("EVAL", self._body, len(keys), *keys, *args)
+            return await redis.execute(self._by_body, self._body, len(keys), *keys, *args)
 
     def run_sync(self, redis: SyncClient, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """The same for a thread."""
         try:
-            return redis.execute("EVALSHA", self.sha, len(keys), *keys, *args)
+            return redis.execute(self._by_sha, self.sha, len(keys), *keys, *args)
         except NoScriptError:
-            return redis.execute("EVAL", self._body, len(keys), *keys, *args)
+            return redis.execute(self._by_body, self._body, len(keys), *keys, *args)

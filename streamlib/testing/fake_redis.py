@@ -14,6 +14,8 @@ from streamlib.settings import RedisSettings
 
 _POLL_S = 0.005
 _BLOCKING = frozenset({"XREAD", "XREADGROUP"})
+_READ_ONLY = {"EVALSHA_RO": "EVALSHA", "EVAL_RO": "EVAL"}
+"""Not known to fakeredis."""
 
 
 class FakeServer:
@@ -70,6 +72,8 @@ class _AsyncClient(fakeredis.FakeAsyncRedis):
         return await self._send(args, options)
 
     async def _send(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        if args[0] in _READ_ONLY:
+            args = (_READ_ONLY[args[0]], *args[1:])
         return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     async def _read(self, args: list[Any], options: dict[str, Any]) -> Any:

@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import urlsplit
 
+from tests.helpers.acl import LOGIN
+
 T = TypeVar("T")
 
 CHUNK_BYTES = 65_536
@@ -43,13 +45,15 @@ class _Link:
 
 
 class ChaosProxy:
-    """Forwards 127.0.0.1:`port` to the server of `upstream_url` (redis://host:port), faults on demand."""
+    """Forwards 127.0.0.1:`port` to the server of `upstream_url` (redis://host:port, or with the login of
+    tests/helpers/acl.py), faults on demand."""
 
     def __init__(self, upstream_url: str) -> None:
         upstream = urlsplit(upstream_url)
         if upstream.hostname is None or upstream.port is None:
             raise ValueError(f"{upstream_url!r}: the proxy needs redis://HOST:PORT")
         self.upstream = (upstream.hostname, upstream.port)
+        self._login = LOGIN if LOGIN in upstream_url else ""
         self.port = 0
         self.struck = 0
         """Lost and cut replies so far."""
@@ -64,7 +68,7 @@ class ChaosProxy:
 
     @property
     def url(self) -> str:
-        return f"redis://{HOST}:{self.port}"
+        return f"redis://{self._login}{HOST}:{self.port}"
 
     @property
     def connections(self) -> int:

