@@ -150,7 +150,7 @@ _COPIES = (
     Row(56, "a shard is lost",
         "its partitions wait, the others go on; back, it is worked on"),
     Row(57, "recovery that works on one server only",
-        "a killed worker on a cluster and behind sentinels loses nothing; the conformance cases run in every place"),
+        "a killed worker on a cluster loses nothing; the conformance cases run in every place"),
 )
 
 _EVENTS = (

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from streamlib import App, Event, ReadModel
-from streamlib.errors import NotConfirmed, PublishError, RedisUnavailable
+from streamlib.errors import NotConfirmed, RedisUnavailable
 from streamlib.message import Position
-from streamlib.settings import RedisSettings
+from tests.chaos.counting_shop import Row, Shop
 from tests.helpers.cluster import ClusterTopology
-from tests.helpers.delivering import outcomes, running, settings
+from tests.helpers.delivering import outcomes, running
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.sentinel import SentinelTopology
 from tests.helpers.servers import RedisProc
@@ -25,15 +24,6 @@ from tests.helpers.waiting import eventually, wait_until
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 
 MAX_LAG_S = 1
-
-
-class Placed(Event):
-    n: int
-
-
-class Row(ReadModel):
-    n: int
-    times: int = 0
 
 
 class Pair:
@@ -70,36 +60,6 @@ def pair(own_server: Callable[..., RedisProc]) -> Iterator[Pair]:
         found = Pair(primary, replica, link, address)
         found.replicate()
         yield found
-
-
-class Shop:
-    """An app with one handler and one view; which events ran."""
-
-    def __init__(self, url: str, durability: str = "primary", partitions: int = 1, timeout_s: float = 1.0) -> None:
-        redis = RedisSettings(url=url, timeout_s=timeout_s, retry_s=0.5)
-        self.app = App("shop", settings=settings(url, sections={"redis": redis}))
-        self.orders = self.app.topic("orders", Placed, key="n", partitions=partitions, durability=durability)
-        self.view = self.app.projection("view", self.orders, Row, key="n")
-        self.view.on(Placed)(_fold)
-        self.runs: Counter[str] = Counter()
-
-        @self.app.handler(self.orders, group="g")
-        async def handle(event: Placed, ctx: Any) -> None:
-            self.runs[ctx.event_id] += 1
-
-    async def publish(self, *numbers: int) -> list[Position | Exception]:
-        """One after another; each position, or why there is none."""
-        found: list[Position | Exception] = []
-        for n in numbers:
-            try:
-                found.append(await self.orders.publish(Placed(n=n), id=f"e-{n}"))
-            except (PublishError, NotConfirmed, RedisUnavailable) as error:
-                found.append(error)
-        return found
-
-
-def _fold(row: Row | None, event: Placed) -> Row:
-    return Row(n=event.n, times=(row.times if row else 0) + 1)
 
 
 def stored(server: RedisProc) -> set[str]:

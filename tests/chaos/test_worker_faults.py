@@ -48,14 +48,14 @@ def test_a_rolling_restart_runs_nothing_twice_and_spends_no_attempt(bench: Bench
     try:
         for worker in workers:
             worker.wait_ready()
-        bench.publish(6_000)
-        wait_until(lambda: len(bench.runs()) > 100, 60)
         for index in range(3):
+            bench.publish(2_000)
+            wait_until(lambda: len(bench.runs()) > index * 2_000 + 100, 60)  # noqa: B023
+            assert len(bench.runs()) < (index + 1) * 2_000, "the restart happens under load"
             workers[index].term()
             assert workers[index].wait(60) == 0
             workers[index] = bench.worker(work_s=0.05).start()
             workers[index].wait_ready()
-        assert len(bench.runs()) < 6_000, "the restart happened under load"
         bench.wait_until_done()
     finally:
         for worker in workers:
@@ -117,7 +117,7 @@ def test_an_event_whose_worker_is_killed_in_its_handler_runs_elsewhere(bench: Be
         bench.publish(200, {100: act})
         wait_until(lambda: one.running is not other.running, 30, what="the handler has killed its worker")
         alive = one if one.running else other
-        bench.wait_until_done(10 * (LEASE_MS + LEASE_MS / 3) / 1000)
+        bench.wait_until_done(30 * LEASE_MS / 1000)
         bench.check()
         assert bench.runs()[100] == effects, "outside it repeats if it was there; inside it is once"
         assert bench.attempts() == {1}, "a crash spends no attempt"
