@@ -175,6 +175,7 @@ def test_lua_touches_only_keys_it_was_given(script: Path) -> None:
     assert not (built + joined), _lines(built + joined)
 
 
+@pytest.mark.row(45)
 @pytest.mark.parametrize("script", LUA, ids=lambda path: path.name)
 def test_lua_runs_everywhere_and_by_the_servers_clock(script: Path) -> None:
     source = script.read_text()

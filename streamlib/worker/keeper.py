@@ -24,6 +24,7 @@ _GAUGES_EVERY_S = 5.0
 _COUNT_BOUND = 10_000
 _TRIM_EVERY_S = 30.0
 _SWEEP_EVERY_S = 60.0
+_GONE_MS = 60_000
 
 
 class Keeper:
@@ -69,7 +70,7 @@ class Keeper:
 
     async def sweep(self) -> float:
         """Remove consumers that were not seen for ten leases (a minute at the least)."""
-        idle_ms = max(10 * self._settings.worker.lease_ms, 60_000)
+        idle_ms = max(10 * self._settings.worker.lease_ms, _GONE_MS)
         await _each(
             partial(consumers.remove_idle, self._door, stream, unit.spec.group, idle_ms)
             for unit in self._units

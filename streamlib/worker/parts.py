@@ -39,13 +39,14 @@ class Parts(Struct, frozen=True, kw_only=True):
 
     async def claim(self, deliveries: Sequence[Delivery], *, take_suspects: bool = False) -> list[Claimed]:
         """Claim for this worker; as `redisio.claims.claim`."""
-        return await claim(
-            self.door,
-            deliveries,
-            group=self.group.group,
-            worker_id=self.group.worker_id,
-            lease_ms=self.settings.lease_ms,
-            window_ms=self.group.window_ms,
-            take_suspects=take_suspects,
-            marks=self.group.marks,
-        )
+        with self.settling.answering:
+            return await claim(
+                self.door,
+                deliveries,
+                group=self.group.group,
+                worker_id=self.group.worker_id,
+                lease_ms=self.settings.lease_ms,
+                window_ms=self.group.window_ms,
+                take_suspects=take_suspects,
+                marks=self.group.marks,
+            )

@@ -41,6 +41,7 @@ class Reclaimer:
         self._metrics = metrics
         self._asked: dict[int, int] = {}
         self._failing: set[int] = set()
+        self._counts: dict[tuple[int, bool], int] = {}
         self._cursors = {(number, again): "0-0" for number in range(len(partitions)) for again in (True, False)}
 
     async def run_once(self, number: int) -> float:
@@ -50,7 +51,7 @@ class Reclaimer:
         """
         more = False
         for place in [place for place in self._cursors if place[0] == number]:
-            count = min(self._consumer.room_to_reclaim - sum(self._asked.values()), _COUNT)
+            count = min(self._consumer.room_to_reclaim - sum(self._asked.values()), self._counts.get(place, _COUNT))
             if count <= 0:
                 return _FULL_S * random.uniform(0.8, 1.2)
             more |= await self._page(place, count)
@@ -71,7 +72,11 @@ class Reclaimer:
                 count=count,
             )
             self._failing.discard(partition)
+            if received:
+                self._counts[place] = min(self._counts.get(place, _COUNT) * 2, _COUNT)
         except Exception:
+            # It may have been more than the server's output buffer takes: that page would never come.
+            self._counts[place] = max(1, self._counts.get(place, _COUNT) // 2)
             self._cursors[place] = "0-0"
             self._failing.add(partition)
             raise

@@ -19,6 +19,7 @@ from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.reader import Received
 from streamlib.redisio.settler import Settled, settle
+from streamlib.worker.answering import Answering
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.work import Ended, Group
 
@@ -84,6 +85,7 @@ class Settling:
         self._on_error = on_error
         self._on_settled = on_settled
         self._on_fenced = on_fenced
+        self.answering = Answering()
         self._queues: dict[Place, _Queue] = {}
         self._bug: BaseException | None = None
         self._running = False
@@ -189,17 +191,18 @@ class Settling:
         async def once() -> list[Settled]:
             nonlocal tries
             tries += 1
-            return await settle(
-                self._door,
-                settlements,
-                group=self._group.group,
-                worker_id=self._group.worker_id,
-                window_ms=self._group.window_ms,
-                resent=tries > 1,
-                successors=successors,
-                lease_ms=self._lease_ms,
-                marks=self._group.marks,
-            )
+            with self.answering:
+                return await settle(
+                    self._door,
+                    settlements,
+                    group=self._group.group,
+                    worker_id=self._group.worker_id,
+                    window_ms=self._group.window_ms,
+                    resent=tries > 1,
+                    successors=successors,
+                    lease_ms=self._lease_ms,
+                    marks=self._group.marks,
+                )
 
         def failed(kind: str, error: Exception) -> None:
             queue.failing = True

@@ -195,9 +195,9 @@ class GroupUnit:
                 raise answer
 
     def polled_within(self, seconds: float) -> bool:
-        """Whether Redis answered a read of this group lately, or we do not want to read."""
+        """Whether Redis answered a read of this group lately, or we do not want to read; and takes what it does."""
         paused = self._shared.pauses.paused(self.spec.topic.name, self.spec.group)
-        return paused or self.intake.polled_within(seconds)
+        return paused or (self.intake.polled_within(seconds) and self._settling.answering.within(seconds))
 
     def cancel_handlers(self) -> None:
         self.consumer.cancel_handlers()

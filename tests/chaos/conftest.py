@@ -36,7 +36,8 @@ class Bench:
         self._accounts = ACCOUNTS
         self._first = 0
 
-    def worker(self, *args: str, work_s: float = 0.0, **env: str) -> WorkerProc:
+    def worker(self, *args: str, work_s: float = 0.0, url: str = "", **env: str) -> WorkerProc:
+        """A worker process; `url` leads it to the server another way (a proxy, another user)."""
         environ = {
             "STREAMLIB_WORKER_LEASE_MS": str(LEASE_MS),
             "STREAMLIB_WORKER_BLOCK_MS": "100",
@@ -45,7 +46,7 @@ class Bench:
             "JOB_WORK_S": str(work_s),
             **env,
         }
-        return WorkerProc("tests.chaos.job_app:app", self.server.url, *args, cwd=self._tmp_path, env=environ)
+        return WorkerProc("tests.chaos.job_app:app", url or self.server.url, *args, cwd=self._tmp_path, env=environ)
 
     def publish(self, count: int, acts: Acts | None = None) -> list[str]:
         """Publish jobs numbered from 0 (or on); their event ids, confirmed."""
@@ -94,6 +95,14 @@ class Bench:
         """Job number, attempt and idempotency key of every outside effect of the jobs on the books."""
         lines = [line.decode().split(" ", 2) for line in self.client.lrange("effect:runs", 0, -1)]
         return [(int(n), int(attempt), key) for n, attempt, key in lines if int(n) >= self._first]
+
+    def claims_of(self, pid: int) -> list[bytes]:
+        """The claims that this process holds of events of `effects`."""
+        names = [one["name"] for one in self.client.xinfo_consumers("jobs", "effects")]
+        workers = {name.rpartition(b"-")[2] for name in names if f"-{pid}-".encode() in name}
+        keys = list(self.client.scan_iter("{jobs}:idem:effects:*", count=1000))
+        states = self.client.mget(keys) if keys else []
+        return [state for state in states if state and state.startswith(b"c") and state.split(b":")[1] in workers]
 
     def wait_until_done(self, timeout: float = 90.0) -> None:
         """Until no event of any group is under way any more."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 
@@ -56,9 +57,16 @@ async def leave_effects(event: Job, ctx: Context) -> None:
     if event.act == "block":
         time.sleep(float(os.environ["JOB_BLOCK_S"]))  # blocks the loop on purpose
     await asyncio.sleep(WORK_S)
+    await _die_once(event, ctx, "die before")
     await ctx.state["effects"].rpush("effect:runs", f"{event.n} {ctx.attempt} {ctx.idempotency_key}")
     ctx.publish(jobs, Echoed(n=event.n, account=event.account))
     ctx.publish(results, Result(n=event.n, account=event.account))
+    await _die_once(event, ctx, "die after")
+
+
+async def _die_once(event: Job, ctx: Context, when: str) -> None:
+    if event.act == when and await ctx.state["effects"].set("effect:died", 1, nx=True):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Account(ReadModel):

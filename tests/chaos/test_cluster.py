@@ -49,6 +49,7 @@ def at_work(bench: SpreadBench, count: int = 2) -> Iterator[list[WorkerProc]]:
             worker.__exit__(None, None, None)
 
 
+@pytest.mark.row(53, 54)
 def test_slots_move_under_load(cluster: ClusterTopology, effects: RedisProc, tmp_path: Path) -> None:
     bench = SpreadBench(cluster, effects, tmp_path, partitions=PARTITIONS)
     with at_work(bench):
@@ -66,6 +67,7 @@ def test_slots_move_under_load(cluster: ClusterTopology, effects: RedisProc, tmp
         bench.check()
 
 
+@pytest.mark.row(56)
 def test_a_lost_node_stops_its_own_partitions_only(
     cluster: ClusterTopology, effects: RedisProc, tmp_path: Path
 ) -> None:
@@ -94,6 +96,23 @@ def test_a_lost_node_stops_its_own_partitions_only(
         bench.check()
 
 
+@pytest.mark.row(57)
+def test_a_killed_worker_loses_nothing_on_a_cluster(
+    cluster: ClusterTopology, effects: RedisProc, tmp_path: Path
+) -> None:
+    bench = SpreadBench(cluster, effects, tmp_path, partitions=PARTITIONS)
+    with at_work(bench, 1) as [survivor], bench.worker() as killed:
+        killed.wait_ready()
+        with bench.load(every_s=0.01):
+            wait_until(lambda: killed.metric("streamlib_events_received_total", group="effects") > 200, 60)
+            killed.kill9()
+            bench.wait_for_flow(time.time())
+        bench.wait_until_done()
+        bench.check()
+        assert survivor.metric("streamlib_events_received_total", group="effects", delivery="reclaimed") > 0
+
+
+@pytest.mark.row(53)
 def test_a_read_that_waits_while_its_slot_moves(cluster: ClusterTopology, effects: RedisProc, tmp_path: Path) -> None:
     block_ms = 60_000
     bench = SpreadBench(cluster, effects, tmp_path, partitions=PARTITIONS)

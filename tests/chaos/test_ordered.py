@@ -12,6 +12,7 @@ from tests.chaos.ordered_bench import Emitted
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 
 
+@pytest.mark.row(71)
 def test_kills_freezes_and_failing_handlers_leave_the_order_of_each_key_exact(server_kind: str, tmp_path: Path) -> None:
     found = run(tmp_path, seed=3, each=200, seconds=8, kind=server_kind)
     print(table([found]))

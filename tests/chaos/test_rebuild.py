@@ -14,6 +14,7 @@ from tests.chaos.rebuild import run, table
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 
+@pytest.mark.row(3, 75)
 def test_a_rebuild_killed_twice_under_load_is_exact_and_no_reader_notices(server_kind: str, tmp_path: Path) -> None:
     found = run(tmp_path, 12_000, server_kind)
     print(table(found))

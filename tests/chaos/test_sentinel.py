@@ -17,6 +17,7 @@ TIMES = int(os.environ.get("STREAMLIB_TEST_FAILOVERS", "3"))
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(120 + 40 * TIMES)]
 
 
+@pytest.mark.row(46, 47, 48, 49, 74)
 def test_failovers_under_load_lose_nothing_that_was_confirmed(tmp_path: Path, server_kind: str) -> None:
     failovers = run(tmp_path, TIMES, seed=TIMES, kind=server_kind)
     print(table(failovers, 0.8))

@@ -16,6 +16,7 @@ from tests.helpers.waiting import wait_until
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 
 
+@pytest.mark.row(25, 28)
 def test_script_flush_and_client_kill_under_load(bench: Bench) -> None:
     with bench.worker(work_s=0.01) as first, bench.worker(work_s=0.01) as second:
         first.wait_ready()
@@ -35,6 +36,7 @@ def test_script_flush_and_client_kill_under_load(bench: Bench) -> None:
         assert second.running
 
 
+@pytest.mark.row(33)
 def test_flushall_is_healed_and_reported(bench: Bench) -> None:
     with bench.worker(work_s=0.001) as worker:
         worker.wait_ready()
@@ -50,6 +52,7 @@ def test_flushall_is_healed_and_reported(bench: Bench) -> None:
         assert worker.running
 
 
+@pytest.mark.row(33, 34)
 def test_a_lost_group_goes_on_where_it_was(bench: Bench) -> None:
     with bench.worker() as worker:
         worker.wait_ready()
@@ -63,6 +66,7 @@ def test_a_lost_group_goes_on_where_it_was(bench: Bench) -> None:
         assert set(bench.runs().values()) == {1}, "what was done is not run again"
 
 
+@pytest.mark.row(32)
 def test_restarts_with_append_only_file_under_load(bench: Bench) -> None:
     with bench.worker(work_s=0.005) as first, bench.worker(work_s=0.005) as second:
         first.wait_ready()
@@ -78,6 +82,7 @@ def test_restarts_with_append_only_file_under_load(bench: Bench) -> None:
         assert second.running
 
 
+@pytest.mark.row(41)
 def test_a_stalled_server_causes_no_duplicate_runs(bench: Bench) -> None:
     with bench.worker(work_s=0.02) as first, bench.worker(work_s=0.02) as second:
         first.wait_ready()
@@ -93,6 +98,7 @@ def test_a_stalled_server_causes_no_duplicate_runs(bench: Bench) -> None:
         assert set(bench.runs().values()) == {1}
 
 
+@pytest.mark.row(36)
 def test_a_full_server_pauses_the_work_and_loses_nothing(bench: Bench) -> None:
     with bench.worker(work_s=0.02) as first, bench.worker(work_s=0.02) as second:
         first.wait_ready()

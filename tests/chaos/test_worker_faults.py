@@ -10,6 +10,7 @@ from tests.helpers.waiting import wait_until
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 
 
+@pytest.mark.row(1)
 def test_kill_9_of_one_of_two_workers_loses_nothing(bench: Bench) -> None:
     with bench.worker(work_s=0.02) as first, bench.worker(work_s=0.02) as second:
         first.wait_ready()
@@ -24,6 +25,7 @@ def test_kill_9_of_one_of_two_workers_loses_nothing(bench: Bench) -> None:
         print(f"handled {len(bench.runs())}, outside effects repeated after the kill: {repeated}")
 
 
+@pytest.mark.row(4)
 def test_a_frozen_worker_is_fenced_when_it_wakes(bench: Bench) -> None:
     with bench.worker(work_s=0.05) as frozen, bench.worker(work_s=0.05) as other:
         frozen.wait_ready()
@@ -31,28 +33,29 @@ def test_a_frozen_worker_is_fenced_when_it_wakes(bench: Bench) -> None:
         bench.publish(3_000)
         wait_until(lambda: len(bench.runs()) > 300, 60)
         frozen.stop()
-        held = _claims_of(bench, frozen.pid)
+        held = bench.claims_of(frozen.pid)
         assert held, "the frozen worker holds claims"
-        wait_until(lambda: not _claims_of(bench, frozen.pid), 30, what="the other took over what it held")
+        wait_until(lambda: not bench.claims_of(frozen.pid), 30, what="the other took over what it held")
         frozen.cont()
         bench.wait_until_done()
         wait_until(lambda: frozen.metric("streamlib_lease_lost_total") > 0, 30, what="the fence is counted")
         bench.check()
 
 
+@pytest.mark.row(14)
 def test_a_rolling_restart_runs_nothing_twice_and_spends_no_attempt(bench: Bench) -> None:
     workers = [bench.worker(work_s=0.05).start() for _ in range(3)]
     try:
         for worker in workers:
             worker.wait_ready()
-        bench.publish(6_000)
-        wait_until(lambda: len(bench.runs()) > 100, 60)
         for index in range(3):
+            bench.publish(2_000)
+            wait_until(lambda: len(bench.runs()) > index * 2_000 + 100, 60)  # noqa: B023
+            assert len(bench.runs()) < (index + 1) * 2_000, "the restart happens under load"
             workers[index].term()
             assert workers[index].wait(60) == 0
             workers[index] = bench.worker(work_s=0.05).start()
             workers[index].wait_ready()
-        assert len(bench.runs()) < 6_000, "the restart happened under load"
         bench.wait_until_done()
     finally:
         for worker in workers:
@@ -62,6 +65,7 @@ def test_a_rolling_restart_runs_nothing_twice_and_spends_no_attempt(bench: Bench
     assert bench.attempts() == {1}
 
 
+@pytest.mark.row(9, 10)
 def test_an_event_that_kills_its_worker_ends_alone_in_the_dead_letters(bench: Bench) -> None:
     with bench.worker("-p", "2", work_s=0.001) as supervisor:
         supervisor.wait_ready()
@@ -74,6 +78,7 @@ def test_an_event_that_kills_its_worker_ends_alone_in_the_dead_letters(bench: Be
         bench.check(dead=[500])
 
 
+@pytest.mark.row(5)
 def test_a_blocked_event_loop_keeps_its_claims(bench: Bench) -> None:
     block_s = 3 * LEASE_MS / 1000
     with bench.worker(JOB_BLOCK_S=str(block_s)) as blocked, bench.worker(JOB_BLOCK_S=str(block_s)) as other:
@@ -85,6 +90,7 @@ def test_a_blocked_event_loop_keeps_its_claims(bench: Bench) -> None:
         assert set(bench.runs().values()) == {1}, "a live but slow worker is never robbed"
 
 
+@pytest.mark.row(5)
 def test_a_process_that_hangs_gives_up_and_its_work_runs_elsewhere(bench: Bench) -> None:
     with bench.worker(JOB_BLOCK_S="600", STREAMLIB_WORKER_STALL_S="2") as first:
         first.wait_ready()
@@ -97,9 +103,22 @@ def test_a_process_that_hangs_gives_up_and_its_work_runs_elsewhere(bench: Bench)
         bench.check()
 
 
-def _claims_of(bench: Bench, pid: int) -> list[bytes]:
-    consumers = [c["name"] for c in bench.client.xinfo_consumers("jobs", "effects") if f"-{pid}-".encode() in c["name"]]
-    workers = {name.rpartition(b"-")[2] for name in consumers}
-    keys = list(bench.client.scan_iter("{jobs}:idem:effects:*", count=1000))
-    states = bench.client.mget(keys) if keys else []
-    return [s for s in states if s and s.startswith(b"c") and s.split(b":")[1] in workers]
+@pytest.mark.parametrize(
+    ("act", "effects"),
+    [
+        pytest.param("die before", 1, marks=pytest.mark.row(1, 67)),
+        pytest.param("die after", 2, marks=pytest.mark.row(2)),
+    ],
+)
+def test_an_event_whose_worker_is_killed_in_its_handler_runs_elsewhere(bench: Bench, act: str, effects: int) -> None:
+    with bench.worker() as one, bench.worker() as other:
+        one.wait_ready()
+        other.wait_ready()
+        bench.publish(200, {100: act})
+        wait_until(lambda: one.running is not other.running, 30, what="the handler has killed its worker")
+        alive = one if one.running else other
+        bench.wait_until_done(30 * LEASE_MS / 1000)
+        bench.check()
+        assert bench.runs()[100] == effects, "outside it repeats if it was there; inside it is once"
+        assert bench.attempts() == {1}, "a crash spends no attempt"
+        assert alive.metric("streamlib_events_received_total", group="effects", delivery="reclaimed") > 0

@@ -87,6 +87,7 @@ def test_redis_with_a_password(cli: Cli, own_server: Callable[..., RedisProc]) -
     assert "open-barley" not in wrong.err
 
 
+@pytest.mark.row(37)
 def test_redis_that_evicts(cli: Cli, own_server: Callable[..., RedisProc]) -> None:
     greedy = own_server(conf={"maxmemory-policy": "allkeys-lru"})
     done = cli(*BURST, "--redis", greedy.url)
@@ -130,6 +131,7 @@ def test_a_partition_count_that_differs(cli: Cli, shop: Path, redis_url: str) ->
     assert "declare 2" in checked.out
 
 
+@pytest.mark.row(35)
 @pytest.mark.allow_keys("orders.1")
 def test_a_key_of_the_wrong_type(cli: Cli, redis_url: str, client: redis.Redis) -> None:
     client.set("orders.1", "mine")

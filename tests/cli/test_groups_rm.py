@@ -58,6 +58,7 @@ def left(client: redis.Redis, group: str) -> list[str]:
     return keys + [field for field in fields if field == f"moves:{group}"] + [name for name in named if name == group]
 
 
+@pytest.mark.row(61)
 def test_what_is_owed_is_archived_and_nothing_stays(
     rm: Verb, cli: Cli, indebted: Path, redis_url: str, client: redis.Redis
 ) -> None:

@@ -37,6 +37,7 @@ def test_serves_probes_and_drains_on_the_first_signal(shop: Path, redis_url: str
         assert "draining" in worker.log()
 
 
+@pytest.mark.row(14)
 def test_the_second_signal_cancels_handlers(cli: Cli, shop: Path, redis_url: str) -> None:
     publish(cli, redis_url, HANGS)
     with WorkerProc("shop:app", redis_url, cwd=shop) as worker:
@@ -51,6 +52,7 @@ def test_the_second_signal_cancels_handlers(cli: Cli, shop: Path, redis_url: str
     assert group["backlog"] == 1
 
 
+@pytest.mark.row(14)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_third_signal_ends_at_once_even_while_a_handler_blocks_the_loop(
     cli: Cli, shop: Path, redis_url: str, signum: signal.Signals, code: int
@@ -72,6 +74,7 @@ def test_the_third_signal_ends_at_once_even_while_a_handler_blocks_the_loop(
             process.kill()
 
 
+@pytest.mark.row(14)
 def test_a_handler_that_outlives_the_drain_gives_7_and_its_event_stays(cli: Cli, shop: Path, redis_url: str) -> None:
     (shop / "shop.py").write_text((shop / "shop.py").read_text().replace("asyncio.sleep(600)", "stubborn()") + STUBBORN)
     publish(cli, redis_url, HANGS)

@@ -105,6 +105,7 @@ async def test_many_topics_at_once_do_not_mix(place: Place) -> None:
         assert {note.text for _, note in subscriber.received} == {name}
 
 
+@pytest.mark.row(57)
 async def test_an_event_that_failed_comes_again(place: Place) -> None:
     """The first two runs fail; all 100 events are received all the same, and the failed ones on a later attempt."""
     failed: list[str] = []
@@ -125,6 +126,7 @@ async def test_an_event_that_failed_comes_again(place: Place) -> None:
     assert place.ledger(TOPIC, GROUP, ids).settled
 
 
+@pytest.mark.row(7)
 async def test_an_event_is_not_given_to_another_while_its_handler_runs(place: Place) -> None:
     """No redelivery while the claim holds, however long the handler takes, also with an idle subscriber beside it;
     and with concurrency=1 the next event starts only after the one before has ended.
@@ -304,6 +306,7 @@ async def test_a_new_subscription_gets_what_the_stopped_one_left(place: Place) -
     assert place.ledger(TOPIC, GROUP, ids).settled
 
 
+@pytest.mark.row(62)
 async def test_a_new_group_gets_the_whole_history_however_late_it_comes(place: Place) -> None:
     """Events published long before a group existed are its first events; and so for the next new group."""
     ids = await publish_numbers(place, 100)
@@ -313,6 +316,7 @@ async def test_a_new_group_gets_the_whole_history_however_late_it_comes(place: P
         assert sorted(subscriber.ids) == sorted(ids)
 
 
+@pytest.mark.row(32, 57)
 @pytest.mark.slow
 async def test_every_publish_that_returned_is_received_though_servers_end(own_place: Place) -> None:
     """10,000 events of 100 publishers; a server is killed at a third and another ends at half of them. Each publish

@@ -244,6 +244,7 @@ async def test_a_lost_reply_stores_nothing_twice(place: Place, monkeypatch: pyte
     assert sum(map(len, streams(place))) == 4
 
 
+@pytest.mark.row(76)
 async def test_no_version_is_skipped(place: Place) -> None:
     async with opened(place) as (store, topic):
         for expected in (1, 2, 100):

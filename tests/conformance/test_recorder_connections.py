@@ -9,6 +9,8 @@ an append knows its repeat.
 import asyncio
 from typing import Any
 
+import pytest
+
 from streamlib import App, Settings
 from streamlib.errors import RedisUnavailable
 from streamlib.redisio.event_store import EventStore
@@ -56,6 +58,7 @@ def kill_normal_clients(place: Place) -> None:
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes", **targets)
 
 
+@pytest.mark.row(13)
 async def test_a_store_that_is_cancelled_in_the_middle_hands_out_no_answer_of_another(place: Place) -> None:
     app, topic = declared(place)
     async with app:
@@ -93,6 +96,7 @@ async def test_nobody_waits_for_a_silent_server_for_ever(redis_url: str, proxy: 
         assert await store.length(ACCOUNTS, "a") in (1, 2)
 
 
+@pytest.mark.row(24)
 async def test_a_server_that_takes_no_more_connections_is_waited_for(redis_url: str, client: Any) -> None:
     """semaphore: `maxclients` is reached, and some go away again."""
     async with open_store(redis_url, retry_s=30) as store:

@@ -156,6 +156,7 @@ async def test_both_limits_give_the_smaller_number(desk: Desk) -> None:
     assert await desk.permits("b", 50) <= 2
 
 
+@pytest.mark.row(44)
 async def test_a_clock_that_went_back_stops_nothing(desk: Desk) -> None:
     """Another primary may be an hour behind."""
     desk.limits = Limits(rate=Rate(100, 1))

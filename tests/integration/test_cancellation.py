@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from streamlib.redisio.connection import RedisDoor
 from streamlib.settings import RedisSettings
 
 
+@pytest.mark.row(13)
 async def test_no_cancellation_is_lost_in_a_command(redis_url: str) -> None:
     door = RedisDoor.open(RedisSettings(url=redis_url))
 

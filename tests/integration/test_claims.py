@@ -69,6 +69,7 @@ async def test_an_entry_that_another_worker_holds_is_busy_until_its_deadline(red
         assert not p.client.exists(p.keys.suspect(GROUP)), "a live worker is no suspect"
 
 
+@pytest.mark.row(67)
 async def test_a_claim_that_ran_out_is_told_before_it_is_taken_over_and_counted(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         [held] = await p.held("e-1")
@@ -91,6 +92,7 @@ async def test_our_own_claim_may_run_again_after_its_deadline(redis_url: str) ->
         assert not p.client.exists(p.keys.suspect(GROUP))
 
 
+@pytest.mark.row(68)
 async def test_after_a_retry_was_scheduled_only_the_entry_in_again_runs(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         [held] = await p.held("e-1")
@@ -139,6 +141,7 @@ async def test_ids_of_the_two_streams_may_be_equal_without_harm(redis_url: str) 
         assert await p.claim([returned, copy], "w2") == [("RUN", 0), ("DUPLICATE", 0)]
 
 
+@pytest.mark.row(63)
 async def test_one_of_twenty_workers_gets_an_entry_that_ran_out(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         await p.held("e-1")

@@ -51,6 +51,7 @@ async def test_a_thread_that_outlives_its_worker_keeps_its_claim(redis_url: str)
     assert spans[0][1] <= spans[1][0], "the runs did not overlap"
 
 
+@pytest.mark.row(69)
 async def test_a_refused_settle_is_tried_again_and_the_handler_is_not(redis_url: str, client: Any) -> None:
     app = App("shop", settings=settings(redis_url, lease_ms=600))
     orders = app.topic("orders", Placed)

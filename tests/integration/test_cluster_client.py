@@ -68,6 +68,7 @@ async def test_each_command_goes_to_the_node_of_its_key(cluster: ClusterTopology
     assert all(sizes), "every node has some"
 
 
+@pytest.mark.row(54)
 async def test_a_slot_that_is_half_moved_answers_for_all_its_keys(cluster: ClusterTopology) -> None:
     gone, stays = "{moving}:gone", "{moving}:stays"
     slot = key_slot(gone.encode())

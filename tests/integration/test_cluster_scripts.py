@@ -100,6 +100,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return found
 
 
+@pytest.mark.row(55)
 async def test_a_script_that_reaches_into_another_slot_is_refused(cluster: ClusterTopology, used: set[str]) -> None:
     """What the other test relies on."""
     app = App("bank", settings=settings(cluster.url))
@@ -133,6 +134,7 @@ async def commands_are_answered(url: str) -> None:
             assert (await accounts.load(f"a{n}")).total == 7
 
 
+@pytest.mark.row(55, 74)
 async def test_every_script_keeps_to_its_slot(cluster: ClusterTopology, used: set[str]) -> None:
     app = App("bank", settings=settings(cluster.url, lease_ms=1_000))
     moves = app.topic("moves", Moved, key="account", partitions=PARTITIONS, dedup_window_s=60)

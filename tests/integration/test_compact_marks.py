@@ -82,6 +82,7 @@ async def test_a_copy_is_a_duplicate_for_a_worker_that_knows_no_plan(redis_url: 
         assert await Worker(p, "w2").claim(await p.take("w2")) == ["DUPLICATE"]
 
 
+@pytest.mark.row(68)
 async def test_marks_are_found_over_segments_for_the_whole_window_and_no_longer_kept_in_the_plan(
     redis_url: str,
 ) -> None:

@@ -213,6 +213,7 @@ async def test_a_timeout_is_an_error_and_not_a_second_command(own_server: Server
             assert calls(client, "incr") == 1
 
 
+@pytest.mark.row(18)
 async def test_a_blocking_read_is_not_cut_at_the_timeout_of_commands(redis_url: str) -> None:
     async with open_door(redis_url, timeout_s=0.2) as door:
         lane = door.blocking(1_000)
@@ -268,6 +269,7 @@ async def test_a_command_takes_no_task_and_no_second_turn_to_be_sent(redis_url: 
     assert tasks == 0
 
 
+@pytest.mark.row(24)
 async def test_more_commands_at_once_than_connections_wait_for_one(client: redis.Redis, redis_url: str) -> None:
     """redis-py refuses what comes above the bound. A cancelled one that waits leaves its turn to the next."""
     async with open_door(redis_url) as door:
@@ -282,6 +284,7 @@ async def test_more_commands_at_once_than_connections_wait_for_one(client: redis
     client.delete("list")
 
 
+@pytest.mark.row(24)
 async def test_who_waits_for_a_connection_waits_no_longer_than_for_a_reply(redis_url: str) -> None:
     pool = PlainPool.from_url(redis_url, max_connections=1, socket_timeout=0.05)
     taken = await pool.get_connection()

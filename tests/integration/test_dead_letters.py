@@ -146,6 +146,7 @@ async def test_replay_leaves_a_letter_whose_event_lives_elsewhere(yard: Yard, st
     assert yard.client.get("{orders}:idem:email:e-1") == state.encode()
 
 
+@pytest.mark.row(69)
 async def test_many_replaying_the_same_letters_add_each_event_once(yard: Yard) -> None:
     for number in range(40):
         yard.bury(f"e-{number}")
@@ -169,6 +170,7 @@ async def test_a_lost_reply_does_not_double_the_replay(yard: Yard, proxy: ChaosP
     assert [event_id for event_id, _ in yard.again()] == ["e-0", "e-1"]
 
 
+@pytest.mark.row(69)
 async def test_a_full_redis_refuses_the_replay_before_anything_is_written(
     own_server: Callable[..., RedisProc],
 ) -> None:

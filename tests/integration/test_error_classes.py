@@ -41,6 +41,7 @@ def told(error: Exception, as_what: type[StreamlibError], *words: str) -> None:
 # --- answers of a server that works
 
 
+@pytest.mark.row(35)
 async def test_a_key_of_another_type(own_server: Servers) -> None:
     async with open_door(own_server().url) as door:
         await door.execute("SET", "orders", "text")
@@ -66,6 +67,7 @@ async def test_a_group_or_stream_that_is_gone(own_server: Servers) -> None:
             assert error_kind(error) == "nogroup"
 
 
+@pytest.mark.row(34)
 async def test_a_group_that_goes_while_it_is_read(own_server: Servers) -> None:
     server = own_server()
     async with open_door(server.url) as door:
@@ -145,6 +147,7 @@ async def test_a_replica_without_its_primary(own_server: Servers) -> None:
         told(error, RedisUnavailable)
 
 
+@pytest.mark.row(46)
 async def test_a_primary_that_becomes_a_replica_while_it_is_read(own_server: Servers) -> None:
     async with open_door(own_server().url) as door:
         await door.execute("XGROUP", "CREATE", "orders", "email", "0", "MKSTREAM")
@@ -155,6 +158,7 @@ async def test_a_primary_that_becomes_a_replica_while_it_is_read(own_server: Ser
         assert (classify(raised.value), error_code(raised.value)) == (ErrorClass.FAILOVER, "UNBLOCKED")
 
 
+@pytest.mark.row(50)
 async def test_too_few_replicas(own_server: Servers) -> None:
     async with open_door(own_server(conf={"min-replicas-to-write": "1"}).url) as door:
         error = await refusal(door, "SET", "k", "v")
@@ -178,6 +182,7 @@ async def test_a_server_that_cannot_save(own_server: Servers) -> None:
         told(error, RedisUnavailable, "takes no writes now")
 
 
+@pytest.mark.row(41)
 async def test_a_server_that_is_busy_with_a_script(own_server: Servers) -> None:
     server = own_server(conf={"busy-reply-threshold": "50"})
     async with open_door(server.url) as door:
@@ -212,6 +217,7 @@ def endless_script(server: RedisProc) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.row(32)
 async def test_a_server_that_is_loading(own_server: Servers) -> None:
     """Told by the error's class: the client gives it one of its own."""
     server = own_server(conf={"loading-process-events-interval-bytes": "1024"})
@@ -259,6 +265,7 @@ async def test_a_user_without_the_right(own_server: Servers) -> None:
             told(error, RedisUnavailable, "grant the user that right")
 
 
+@pytest.mark.row(29)
 @pytest.mark.parametrize("who", ["", "app:wrong@", ":wrong@", "nobody:pw@"])
 async def test_no_or_wrong_credentials(own_server: Servers, who: str) -> None:
     server = own_server()
@@ -271,6 +278,7 @@ async def test_no_or_wrong_credentials(own_server: Servers, who: str) -> None:
         told(error, RedisUnavailable, "refused our credentials", "check redis.url")
 
 
+@pytest.mark.row(24)
 async def test_too_many_clients(own_server: Servers) -> None:
     server = own_server(conf={"maxclients": "3"})
     async with open_door(server.url) as door:

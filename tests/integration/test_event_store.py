@@ -207,6 +207,7 @@ async def test_too_few_replicas_keep_nothing(own_server: Callable[..., RedisProc
         assert client.keys() == []
 
 
+@pytest.mark.row(73)
 @pytest.mark.allow_keys("*")
 @pytest.mark.parametrize("key", ["accounts", "{accounts}:agg:a", "{accounts}:later", "{accounts}:cmd:req-1"])
 async def test_a_key_of_another_type_stops_the_append_before_it_writes(

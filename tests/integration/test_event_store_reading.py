@@ -36,6 +36,7 @@ async def test_all_pages_come_in_order_and_bounds_hold(redis_url: str, client: r
         assert await store.length(ACCOUNTS, "nobody") == 0
 
 
+@pytest.mark.row(78)
 async def test_a_page_is_bounded_in_bytes_too_and_has_one_event_at_least(redis_url: str) -> None:
     large = LimitSettings(payload_bytes=4 * 1024 * 1024)
     async with open_store(redis_url, limits=large) as store:

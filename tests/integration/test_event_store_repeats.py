@@ -21,6 +21,7 @@ ANSWER = Answer("req-1", b"=42", 60_000)
 Servers = Callable[..., RedisProc]
 
 
+@pytest.mark.row(21)
 @pytest.mark.parametrize("count", [1, 500])
 async def test_a_lost_reply_is_sent_again_and_stored_once(
     proxy: ChaosProxy, redis_url: str, client: redis.Redis, count: int

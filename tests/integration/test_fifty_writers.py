@@ -22,6 +22,7 @@ from tests.helpers.accounts import ACCOUNTS, STREAM, Account, deposits, elements
 WRITERS, APPENDS, DOORS = 50, 200, 5
 
 
+@pytest.mark.row(76)
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 async def test_fifty_writers_of_two_hundred_appends(redis_url: str, client: redis.Redis) -> None:
@@ -68,6 +69,7 @@ def bank_of(store: EventStore) -> Repository[Account]:
     return Repository(Account, ACCOUNTS, store=lambda: store, snapshot_every=50)
 
 
+@pytest.mark.row(76)
 async def test_all_at_one_version_one_wins_and_the_others_are_told(redis_url: str, client: redis.Redis) -> None:
     """50 appends at once, 40 times, each for the version that is next."""
     async with AsyncExitStack() as stack:

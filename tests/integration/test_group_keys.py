@@ -111,6 +111,7 @@ async def test_nothing_is_found_where_there_is_nothing(rig: Rig) -> None:
     assert await unlink(rig.door, []) == 0
 
 
+@pytest.mark.row(78)
 async def test_thousands_are_found_in_pages_and_deleted_in_chunks(rig: Rig) -> None:
     keys = rig.partitions[0]
     rig.client.mset({keys.idem("many", f"e-{n}"): "d" for n in range(7_000)})

@@ -30,6 +30,7 @@ class Row(ReadModel):
     n: int
 
 
+@pytest.mark.row(16)
 async def test_a_handler_that_cancels_itself_spends_its_attempts(redis_url: str, client: Any) -> None:
     app = App("shop", settings=settings(redis_url))
     orders = app.topic("orders", Placed)

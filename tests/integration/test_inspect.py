@@ -155,6 +155,7 @@ TOLD_WRONGLY = {("redis7", "trim_unread")}
 FAVOURED = ["add", "add", "read", "delete"]
 
 
+@pytest.mark.row(64)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 @given(st.lists(st.tuples(st.sampled_from(ACTIONS + FAVOURED), st.integers(1, 9)), min_size=10, max_size=40))
 def test_every_number_agrees_with_counting_by_hand(
@@ -181,6 +182,7 @@ def test_a_hole_ahead_of_the_group_is_not_counted(client: redis.Redis, server: R
     assert (info.lag, info.lag_known, info.pending, info.backlog) == (6, True, 3, 9)
 
 
+@pytest.mark.row(64)
 def test_a_lag_past_the_bound_is_unknown_and_the_backlog_a_lower_bound(client: redis.Redis, server: RedisProc) -> None:
     declare(client)
     ids: Any = [client.xadd(S, {"n": "x"}) for _ in range(200)]
@@ -229,6 +231,7 @@ def test_ages_are_those_of_the_oldest_entry_by_the_servers_clock(client: redis.R
     assert 900 <= group_of(look(server)).oldest_pending_seconds < 960
 
 
+@pytest.mark.row(44)
 def test_ids_from_the_future_have_no_age(client: redis.Redis, server: RedisProc) -> None:
     declare(client)
     client.xadd(S, {"n": "x"}, id=f"{int(time.time() * 1000) + 3_600_000}-1")

@@ -25,6 +25,7 @@ async def fill(store: EventStore, client: redis.Redis, count: int = MANY) -> Non
         client.rpush(f"{LIST}a", *[element] * min(1_000, count - start))
 
 
+@pytest.mark.row(78)
 async def test_an_aggregate_of_many_pages_is_folded_in_order(redis_url: str, client: redis.Redis) -> None:
     async with open_bank(redis_url) as bank:
         await fill(bank._store(), client)

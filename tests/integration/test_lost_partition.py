@@ -71,6 +71,7 @@ def event_ids(app: App, partition: int, count: int) -> list[str]:
     return ids
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "refuses"])
 async def test_other_partitions_go_on(redis_url: str, client: redis.Redis, fault: Fault, hangs: bool) -> None:
     app = App("lost", settings=settings(redis_url, concurrency=4))

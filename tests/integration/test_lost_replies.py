@@ -33,6 +33,7 @@ def request(name: str) -> bytes:
     return b"XREADGROUP" if name == "XREADGROUP" else Script(name).sha.encode()
 
 
+@pytest.mark.row(19, 21, 65)
 @pytest.mark.parametrize("name", ["claim", "settle", "promote", "XREADGROUP"])
 async def test_a_lost_reply_loses_and_doubles_nothing(
     proxy: ChaosProxy, client: Any, redis_url: str, name: str
@@ -75,6 +76,7 @@ async def test_a_lost_reply_loses_and_doubles_nothing(
     assert counted(app, "lease_lost_total", group="g") == 0, "our own write is no lost lease"
 
 
+@pytest.mark.row(6)
 async def test_a_lost_reply_to_a_renewal_costs_no_claim(proxy: ChaosProxy, client: Any, redis_url: str) -> None:
     """Two workers, a handler of several leases, and every renewal's reply lost in turn."""
     app = App("shop", settings=settings(proxy.url, lease_ms=1_000, concurrency=16))
@@ -98,6 +100,7 @@ async def test_a_lost_reply_to_a_renewal_costs_no_claim(proxy: ChaosProxy, clien
     assert counted(app, "lease_lost_total", group="g") == 0
 
 
+@pytest.mark.row(19, 21)
 async def test_replies_cut_in_the_middle_lose_and_double_nothing(
     proxy: ChaosProxy, client: Any, redis_url: str
 ) -> None:

@@ -32,6 +32,7 @@ def ack_is_lost(client: Any, entry_id: str, event_id: str) -> None:
     forget(client, "moves", GROUP, event_id)
 
 
+@pytest.mark.row(49)
 async def test_an_ack_that_a_failover_took_back_is_made_again_by_the_same_owner(redis_url: str, client: Any) -> None:
     app = App("bank", settings=settings(redis_url))
     moves = app.topic("moves", Moved, Noted, key="account")

@@ -60,6 +60,7 @@ def act(event: Job, attempt: int) -> None:
         raise ValueError("the first time")
 
 
+@pytest.mark.row(16)
 @pytest.mark.parametrize("kind", ["async", "sync"])
 async def test_every_ending_of_a_handler_is_an_outcome(redis_url: str, client: Any, kind: str) -> None:
     app = App("shop", settings=settings(redis_url))
@@ -140,6 +141,7 @@ async def test_retry_later_waits_as_long_as_it_was_asked_to(redis_url: str, clie
     assert 3_600 <= waits_s < 3_700
 
 
+@pytest.mark.row(7)
 async def test_a_handler_past_its_timeout_is_cancelled_and_counts_as_failed(redis_url: str, client: Any) -> None:
     app = App("shop", settings=settings(redis_url))
     jobs = app.topic("jobs", Job)
@@ -184,6 +186,7 @@ async def test_one_that_hangs_in_a_batch_times_out_alone_too(redis_url: str, cli
     assert outcomes(app, "g") == {"ok": 2, "retry": 1, "dead": 1}
 
 
+@pytest.mark.row(7, 16)
 async def test_what_swallows_its_cancellation_keeps_its_claim_until_it_ends(redis_url: str, client: Any) -> None:
     """Longer than a lease past its timeout, beside a worker that would gladly take the event over."""
     app = App("shop", settings=settings(redis_url, lease_ms=600))

@@ -210,6 +210,7 @@ async def test_handlers_of_one_group_and_one_name_each_get_their_own_type(redis_
     assert outcomes(app, "g") == {"ok": 2, "skipped": 1}, "a type that no handler takes is skipped"
 
 
+@pytest.mark.row(15)
 async def test_a_bug_in_a_lane_ends_the_worker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker must not look alive without its lanes."""
     app = App("shop", settings=settings(redis_url, drain_s=0.5))

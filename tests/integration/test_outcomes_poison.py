@@ -58,6 +58,7 @@ BAD: dict[str, tuple[dict[Any, Any], str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.row(30)
 @pytest.mark.parametrize("kind", ["alone", "batch"])
 async def test_what_cannot_be_read_is_a_dead_letter_with_its_raw_fields_and_harms_nobody(
     redis_url: str, client: Any, kind: str
@@ -136,6 +137,7 @@ def _app(with_settings: Settings, events: list[type[Event]], unknown: Any = "par
     return app
 
 
+@pytest.mark.row(17)
 @pytest.mark.parametrize("fields", [RETURNED, NEWER], ids=["type", "version"])
 async def test_an_unknown_type_waits_for_a_worker_that_knows_it(redis_url: str, client: Any, fields: Any) -> None:
     old = old_app(redis_url)
@@ -165,6 +167,7 @@ async def test_an_unknown_type_waits_for_a_worker_that_knows_it(redis_url: str, 
     assert [attempt for _, attempt in seen] == [1], "waiting spent no attempt"
 
 
+@pytest.mark.row(17)
 async def test_an_unknown_type_is_dead_lettered_after_its_time(redis_url: str, client: Any) -> None:
     app = old_app(redis_url, unknown_ttl_s=0.0)
     async with app, running(app):
@@ -242,6 +245,7 @@ async def test_a_type_that_a_newer_worker_handles_is_left_to_it_whatever_the_top
     assert outcomes(app, "g") == {"ok": 1, "released": 1}
 
 
+@pytest.mark.row(17)
 async def test_a_known_type_that_only_an_older_worker_handles_is_handed_back(redis_url: str, client: Any) -> None:
     app = _app(settings(redis_url), [Placed, Returned])
     async with app:

@@ -94,6 +94,7 @@ async def test_returning_events_come_with_those_of_the_topic(redis_url: str) -> 
         assert (ids(left), left.pending) == (["replayed", "e-1"], True)
 
 
+@pytest.mark.row(58)
 async def test_pending_entries_that_somebody_deleted_are_named_once(redis_url: str) -> None:
     async with an_owned_partition(redis_url) as p:
         kept, gone = p.put("kept"), p.put("gone")

@@ -92,6 +92,7 @@ async def test_its_own_ended_lease_taken_again_is_a_new_epoch(owner: Owner) -> N
     assert (await owner.take("w1")).epoch > first.epoch
 
 
+@pytest.mark.row(44)
 async def test_the_epoch_grows_also_where_the_clock_went_back(owner: Owner) -> None:
     ahead = owner.now_ms() + 3_600_000
     owner.client.hset(KEY, mapping={"owner": "w1", "epoch": ahead, "deadline": 0})

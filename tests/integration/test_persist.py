@@ -114,6 +114,7 @@ async def test_an_error_of_ones_own_is_no_reason_to_try_again(own_server: Server
     assert runs == [1]
 
 
+@pytest.mark.row(29)
 async def test_rights_are_a_reason_to_wait_for_a_running_worker_only(own_server: Servers) -> None:
     server = own_server()
     with server.client() as client:

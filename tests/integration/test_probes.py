@@ -83,6 +83,7 @@ def test_a_failing_scrape_is_told_and_does_not_end_the_server(rig: Rig) -> None:
     assert rig.get("/livez")[0] == 200
 
 
+@pytest.mark.row(77)
 def test_hanging_clients_do_not_block_a_probe(rig: Rig) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS // 2):
@@ -122,6 +123,7 @@ def test_too_many_connections_are_refused_until_some_end(rig: Rig) -> None:
     assert wait_until(lambda: rig.get("/livez")[0] == 200, ignore=not_yet)
 
 
+@pytest.mark.row(77)
 def test_many_scrapers_render_one_after_another(rig: Rig) -> None:
     """Handlers keep their processor: however many scrape, one thread renders."""
     running, most, lock = [0], [0], threading.Lock()

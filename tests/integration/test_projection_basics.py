@@ -147,6 +147,7 @@ async def test_halt_stops_at_the_failing_event_and_keeps_the_partition(redis_url
         assert not client.exists(DEAD)
 
 
+@pytest.mark.row(35)
 @pytest.mark.allow_keys(f"{{{TOPIC}}}:view:*")
 @pytest.mark.parametrize("where", ["row", "index"])
 @pytest.mark.parametrize("when", ["before", "while cached"])

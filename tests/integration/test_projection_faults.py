@@ -133,6 +133,7 @@ async def test_an_owner_frozen_past_its_lease_is_fenced(rig: Rig, redis_url: str
         await assert_view_is_right(rig, client)
 
 
+@pytest.mark.row(21)
 async def test_lost_replies_double_nothing(redis_url: str, client: redis.Redis, proxy: ChaosProxy) -> None:
     async with Rig(proxy.url, lease_ms=5_000) as rig, Rig(redis_url) as plain:
         async with rig.running():
@@ -180,6 +181,7 @@ async def test_a_commit_sent_twice_writes_once(rig: Rig, client: redis.Redis) ->
     assert (await commit(rig.door, keys, VIEW, batch=stale, **given)).verdict is Verdict.FENCED
 
 
+@pytest.mark.row(73)
 @pytest.mark.allow_keys("*")
 @pytest.mark.parametrize("part", ["owner", "head", "dead", "row", "index", "stream"])
 async def test_a_commit_that_meets_a_wrong_type_writes_nothing(rig: Rig, client: redis.Redis, part: str) -> None:
@@ -210,6 +212,7 @@ async def test_a_commit_that_meets_a_wrong_type_writes_nothing(rig: Rig, client:
     assert everything(client) == before
 
 
+@pytest.mark.row(31)
 async def test_a_commit_larger_than_one_call_can_unpack(rig: Rig, client: redis.Redis) -> None:
     keys = ViewKeys(rig.keys.stream(TOPIC, 0, 1), VIEW, 1)
     position = rig.publish(client, Opened(account="r", owner="o"))
@@ -265,6 +268,7 @@ async def test_a_flushed_server_is_projected_from_its_start(
     assert "source_rolled_back" in caplog.messages
 
 
+@pytest.mark.row(40)
 async def test_a_view_ahead_of_its_stream_stands_still(
     rig: Rig, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

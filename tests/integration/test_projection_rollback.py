@@ -37,6 +37,7 @@ def roll_back(client: Any, before: dict[bytes, bytes]) -> None:
         together.execute()
 
 
+@pytest.mark.row(49, 74)
 async def test_commits_that_were_taken_back_are_made_again_without_a_new_event(
     redis_url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -32,6 +32,7 @@ def with_replica(own_server: Servers, kind: str) -> tuple[RedisProc, RedisProc]:
     return primary, replica
 
 
+@pytest.mark.row(39)
 @pytest.mark.parametrize("kind", available_kinds())
 async def test_fsync_is_refused_where_the_server_cannot(own_server: Servers, kind: str) -> None:
     async with open_door(own_server(kind=kind).url) as door:
@@ -40,6 +41,7 @@ async def test_fsync_is_refused_where_the_server_cannot(own_server: Servers, kin
             await check_durability(door, SYNCED)
 
 
+@pytest.mark.row(39)
 @pytest.mark.parametrize("kind", [kind for kind in available_kinds() if kind != "redis7"])
 async def test_an_fsynced_event_is_confirmed(own_server: Servers, kind: str) -> None:
     server = own_server(kind=kind, aof=True, conf={"appendfsync": "everysec"})
@@ -53,6 +55,7 @@ async def test_an_fsynced_event_is_confirmed(own_server: Servers, kind: str) -> 
         assert client.info("commandstats")["cmdstat_waitaof"]["calls"] >= 3
 
 
+@pytest.mark.row(39)
 async def test_what_is_never_fsynced_is_not_confirmed(own_server: Servers) -> None:
     server = own_server(kind="valkey", aof=True, conf={"appendfsync": "no"})
     async with open_publisher(server.url, timeout_s=0.5) as publisher:
@@ -63,6 +66,7 @@ async def test_what_is_never_fsynced_is_not_confirmed(own_server: Servers) -> No
     assert entry_id.decode() in str(raised.value)
 
 
+@pytest.mark.row(48)
 @pytest.mark.parametrize("kind", available_kinds())
 async def test_replicas_confirm_or_the_publish_says_so(own_server: Servers, kind: str) -> None:
     primary, replica = await asyncio.to_thread(with_replica, own_server, kind)

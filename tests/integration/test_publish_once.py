@@ -99,6 +99,7 @@ async def test_results_come_in_order_over_partitions_and_batches(
     assert len(by_position) == 2_500
 
 
+@pytest.mark.row(20)
 async def test_a_lost_reply_is_sent_again_and_nothing_doubles(
     proxy: ChaosProxy, client: redis.Redis, connect: Connect
 ) -> None:
@@ -112,6 +113,7 @@ async def test_a_lost_reply_is_sent_again_and_nothing_doubles(
     assert client.xlen("orders") == 6
 
 
+@pytest.mark.row(20)
 async def test_a_batch_cut_in_its_reply_gives_the_first_answer_again(
     proxy: ChaosProxy, client: redis.Redis, connect: Connect
 ) -> None:
@@ -183,6 +185,7 @@ async def test_a_cancelled_publish_harms_no_other(proxy: ChaosProxy, client: red
     assert client.xlen("orders") == 1 + 10 + 8
 
 
+@pytest.mark.row(28)
 async def test_a_flushed_script_cache_goes_unnoticed(redis_url: str, client: redis.Redis, connect: Connect) -> None:
     publisher = await connect(redis_url)
     for number in range(5):

@@ -44,6 +44,7 @@ def everything(client: redis.Redis) -> dict[bytes, bytes | None]:
     return {key: client.dump(key) for key in client.scan_iter()}
 
 
+@pytest.mark.row(60)
 async def test_events_are_admitted_in_order_until_the_topic_is_full(redis_url: str, client: redis.Redis) -> None:
     async with open_publisher(redis_url, limits=LimitSettings(topic_len=5)) as publisher:
         messages = [made(number) for number in range(8)]
@@ -57,6 +58,7 @@ async def test_events_are_admitted_in_order_until_the_topic_is_full(redis_url: s
     assert client.xlen("orders") == 5
 
 
+@pytest.mark.row(20, 70)
 async def test_a_copy_from_another_producer_is_found_within_the_window(redis_url: str, client: redis.Redis) -> None:
     async with open_publisher(redis_url) as one, open_publisher(redis_url) as other:
         first = await one.publish(KEPT, made(1, KEPT, event_id="e-1"))
@@ -164,6 +166,7 @@ async def test_batches_stay_below_four_mebibytes(redis_url: str, client: redis.R
     assert client.info("commandstats")["cmdstat_evalsha"]["calls"] >= 3
 
 
+@pytest.mark.row(73)
 @pytest.mark.allow_keys("{orders}:*", "orders")
 @pytest.mark.parametrize("key", ["orders", "{orders}:producers", "{orders}:dedup:b"])
 async def test_a_key_of_the_wrong_type_is_named_and_nothing_changes(
@@ -193,6 +196,7 @@ async def test_where_delayed_events_wait_is_looked_at_too(redis_url: str, client
     assert everything(client) == before
 
 
+@pytest.mark.row(36)
 @pytest.mark.parametrize("kind", available_kinds())
 async def test_out_of_memory_leaves_nothing_half_written(own_server: Callable[..., RedisProc], kind: str) -> None:
     server = own_server(kind=kind)
@@ -224,6 +228,7 @@ async def test_an_answer_is_given_again_even_without_memory(own_server: Callable
         assert client.ttl("{orders}:producers") == -1
 
 
+@pytest.mark.row(44)
 async def test_a_stream_that_runs_out_of_ids_refuses_from_there_on(redis_url: str, client: redis.Redis) -> None:
     last = (1 << 64) - 1
     client.xadd("orders", {"id": "foreign"}, id=f"{last}-{last - 2}")

@@ -2,6 +2,7 @@
 
 from collections import deque
 
+import pytest
 import redis
 
 from streamlib.codec import NativeCodec
@@ -44,6 +45,7 @@ def left_behind(client: redis.Redis) -> set[str]:
     return {one.decode() for one in ids[LIVING:]}
 
 
+@pytest.mark.row(59)
 async def test_the_dead_are_found_behind_many_living(redis_url: str, client: redis.Redis) -> None:
     dead = left_behind(client)
     inbox = Inbox()

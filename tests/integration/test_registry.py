@@ -22,6 +22,7 @@ def groups(client: redis.Redis, stream: str) -> dict[str, str]:
     return {row["name"].decode(): row["last-delivered-id"].decode() for row in client.xinfo_groups(stream)}
 
 
+@pytest.mark.row(72)
 async def test_a_partition_count_is_kept_and_another_refused(redis_url: str) -> None:
     async with open_door(redis_url) as door:
         await registry.declare_topic(door, KEYS, SPREAD)
@@ -32,6 +33,7 @@ async def test_a_partition_count_is_kept_and_another_refused(redis_url: str) -> 
         assert await registry.topics(door, SHOP) == {}
 
 
+@pytest.mark.row(62)
 async def test_a_group_exists_on_every_partition_from_the_first_entry(redis_url: str, client: redis.Redis) -> None:
     client.xadd("spread.1", {"id": "early"})
     async with open_door(redis_url) as door:
@@ -129,6 +131,7 @@ async def test_a_lost_group_goes_on_where_it_was_remembered(redis_url: str, clie
         assert deliver(client, "orders", "email", 10) == ids[2:]
 
 
+@pytest.mark.row(40)
 async def test_a_stream_that_lost_its_end_is_read_from_the_start(redis_url: str, client: redis.Redis) -> None:
     client.xadd("orders", {"id": "old"}, id="5-0")
     async with open_door(redis_url) as door:

@@ -147,6 +147,7 @@ async def test_copies_that_are_repeated_change_neither_views_nor_handlers(app: A
     assert len(set(ids(client, *COPIES))) == 600
 
 
+@pytest.mark.row(72)
 async def test_a_worker_killed_while_it_copies_loses_and_doubles_nothing(
     app: App, client: redis.Redis, redis_url: str, tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ async def _scheduled(p: Partition, *event_ids: str, delay_ms: int = 0) -> None:
 # -- renewal ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(8)
 async def test_twenty_renewals_leave_the_delivery_counter_alone(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         deliveries = await p.held("e-1", "e-2")
@@ -89,6 +90,7 @@ async def test_renewal_brings_an_entry_back_that_others_only_looked_at(redis_url
         assert p.pending()[held.entry_id][0] == "w1"
 
 
+@pytest.mark.row(8)
 async def test_renewal_never_takes_a_lost_entry_again(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         mine, lost = await p.held("e-1", "e-2")
@@ -124,6 +126,7 @@ async def test_entries_of_the_returning_stream_are_renewed_there(redis_url: str)
         assert p.state("e-1") == f"c w1:{again.ref}"
 
 
+@pytest.mark.row(31, 36)
 async def test_five_hundred_claims_are_renewed_in_one_script_also_when_redis_is_full(
     own_server: Callable[..., RedisProc],
 ) -> None:
@@ -185,6 +188,7 @@ async def test_what_is_not_due_stays_and_the_wait_is_told(redis_url: str) -> Non
         assert p.client.zcard(p.keys.retry(GROUP)) == 1
 
 
+@pytest.mark.row(65)
 async def test_ten_promoters_at_once_promote_each_retry_once(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         await _scheduled(p, *(f"e-{n}" for n in range(450)))
@@ -202,6 +206,7 @@ async def test_ten_promoters_at_once_promote_each_retry_once(redis_url: str) -> 
         assert not p.client.exists(p.keys.retry(GROUP), p.keys.retry_body(GROUP))
 
 
+@pytest.mark.row(36)
 async def test_when_redis_is_full_a_retry_stays_until_it_can_be_moved(own_server: Callable[..., RedisProc]) -> None:
     server = own_server()
     async with a_partition(server.url) as p:
@@ -241,6 +246,7 @@ async def test_who_scheduled_a_retry_promotes_it_without_looking_again_and_again
         await end([task])
 
 
+@pytest.mark.row(3, 65)
 async def test_a_retry_of_a_worker_that_is_gone_is_promoted_by_others(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +258,7 @@ async def test_a_retry_of_a_worker_that_is_gone_is_promoted_by_others(
         await end([task])
 
 
+@pytest.mark.row(73)
 async def test_a_wrong_type_on_any_key_of_promotion_changes_nothing(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         await _scheduled(p, "e-1")
@@ -270,6 +277,7 @@ async def test_a_wrong_type_on_any_key_of_promotion_changes_nothing(redis_url: s
 # -- consumers ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(11)
 async def test_a_consumer_with_something_pending_is_not_removed(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         [held] = await p.held("e-1")
@@ -281,6 +289,7 @@ async def test_a_consumer_with_something_pending_is_not_removed(redis_url: str) 
         assert p.client.xinfo_consumers(p.keys.stream, GROUP) == []
 
 
+@pytest.mark.row(11)
 async def test_removal_races_reads_and_no_entry_is_lost(redis_url: str) -> None:
     rounds = 300
     async with a_partition(redis_url) as p:

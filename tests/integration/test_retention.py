@@ -82,6 +82,7 @@ async def test_without_bounds_everything_stays(redis_url: str, client: redis.Red
     assert left(client) == ids
 
 
+@pytest.mark.row(60, 61)
 async def test_the_oldest_pending_entry_of_any_group_stays(redis_url: str, client: redis.Redis) -> None:
     await declare(redis_url, "email", "stock")
     ids = fill(client, 500, age_ms=7_200_000)
@@ -96,6 +97,7 @@ async def test_the_oldest_pending_entry_of_any_group_stays(redis_url: str, clien
     assert left(client) == ids[400:]
 
 
+@pytest.mark.row(61)
 async def test_a_group_that_nobody_declared_counts_too(redis_url: str, client: redis.Redis) -> None:
     await declare(redis_url, "email")
     ids = fill(client, 200, age_ms=7_200_000)
@@ -144,6 +146,7 @@ async def test_a_quiet_topic_is_not_called_blocked(redis_url: str, client: redis
     assert (result.trimmed, result.blocked_by) == (5, frozenset())
 
 
+@pytest.mark.row(60)
 @pytest.mark.parametrize("seed", range(12))
 async def test_trimming_never_passes_what_any_group_needs(redis_url: str, client: redis.Redis, seed: int) -> None:
     rng = random.Random(seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from streamlib import App, Event
 from streamlib.redisio.settler import give_back
 from tests.helpers.delivering import GROUP, a_partition, running, settings
@@ -40,6 +42,7 @@ async def test_an_old_worker_that_starts_skips_nothing_that_a_newer_one_handles(
         await eventually(lambda: len(handled) == 200, timeout=90)
 
 
+@pytest.mark.row(17)
 async def test_an_old_worker_at_work_skips_nothing_from_the_moment_a_newer_one_is_up(redis_url: str) -> None:
     new, handled = version(redis_url, new=True)
     old, handled_by_old = version(redis_url, new=False)

@@ -51,6 +51,7 @@ async def test_a_group_that_changes_its_ordering_is_refused_and_nothing_is_lost(
     assert sorted(done) == list(range(100))
 
 
+@pytest.mark.row(72)
 @pytest.mark.parametrize("partitions", [1, 3, 8])
 async def test_another_partition_count_is_refused_and_nothing_is_lost(
     redis_url: str, client: redis.Redis, partitions: int

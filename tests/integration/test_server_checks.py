@@ -41,6 +41,7 @@ async def test_a_server_is_known_for_what_it_is(own_server: Servers, kind: str) 
     assert bad(info) == {}
 
 
+@pytest.mark.row(37)
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 async def test_an_evicting_server_is_refused_unless_allowed(own_server: Servers, policy: str) -> None:
     info = await ask(own_server(aof=True, conf={"maxmemory-policy": policy}).url)
@@ -62,6 +63,7 @@ async def test_a_replica_is_refused(own_server: Servers) -> None:
     assert bad(await ask(replica.url))["role"].fatal
 
 
+@pytest.mark.row(37, 43)
 async def test_what_is_denied_is_not_known_and_warned_about(own_server: Servers) -> None:
     server = own_server()
     with server.client() as client:
@@ -73,6 +75,7 @@ async def test_what_is_denied_is_not_known_and_warned_about(own_server: Servers)
     assert not any(found.fatal for found in warned.values())
 
 
+@pytest.mark.row(43)
 async def test_without_config_the_policy_is_still_known(own_server: Servers) -> None:
     server = own_server()
     with server.client() as client:

@@ -51,6 +51,7 @@ async def test_done_marks_acks_and_emits_together(redis_url: str) -> None:
         assert emitted == [dict(zip(EMITTED[::2], EMITTED[1::2], strict=True))] * 2
 
 
+@pytest.mark.row(68)
 async def test_retry_schedules_the_event_with_everything_it_needs(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         [held] = await p.held("e-1")
@@ -147,6 +148,7 @@ async def test_a_claim_that_ran_out_and_was_not_taken_still_settles(redis_url: s
         assert p.pending() == {}
 
 
+@pytest.mark.row(21, 69)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_sent_twice_an_outcome_counts_and_is_written_once(redis_url: str, kind: str) -> None:
     async with a_partition(redis_url) as p:
@@ -212,6 +214,7 @@ async def test_in_one_batch_the_lost_stay_and_the_held_are_settled(redis_url: st
 # -- what goes wrong -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(73)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_key_of_another_type_is_named_and_changes_nothing(redis_url: str, kind: str) -> None:
     async with a_partition(redis_url) as p:
@@ -241,6 +244,7 @@ async def test_an_outcome_does_not_suffer_from_a_key_that_it_does_not_need(redis
             await p.settle([dead(held[1])])
 
 
+@pytest.mark.row(31)
 async def test_an_entry_with_more_fields_than_a_script_can_unpack_is_buried_whole(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         fields = {f"f{n}": str(n) for n in range(5_000)}
@@ -255,6 +259,7 @@ async def test_an_entry_with_more_fields_than_a_script_can_unpack_is_buried_whol
         assert letter.reason == "max_attempts"
 
 
+@pytest.mark.row(31)
 async def test_five_hundred_outcomes_of_every_kind_are_one_script(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         held = await p.held(*(f"e-{n}" for n in range(500)))
@@ -269,6 +274,7 @@ async def test_five_hundred_outcomes_of_every_kind_are_one_script(redis_url: str
         assert len([one for one in returning if one.again]) == 125
 
 
+@pytest.mark.row(36)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_when_redis_is_full_what_runs_can_still_be_settled(
     own_server: Callable[..., RedisProc], kind: str

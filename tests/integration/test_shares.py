@@ -129,6 +129,7 @@ async def test_who_drains_gives_all_to_the_others(start: Start) -> None:
     assert first.owned == frozenset()
 
 
+@pytest.mark.row(3)
 async def test_who_dies_is_missed_and_its_partitions_are_taken(start: Start) -> None:
     first, second = start("w1", lease_ms=1_000), start("w2", lease_ms=1_000)
     await even(first, second)

@@ -215,6 +215,7 @@ def _questions(view: ViewReader[Good], limit: int) -> list[tuple[Ask, Callable[[
 # -- what a page costs ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(78)
 async def test_a_page_reads_what_it_returns_wherever_it_begins(
     client: redis.Redis, door: RedisDoor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

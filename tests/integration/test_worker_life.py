@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from streamlib import App, Context, Event, ReadModel, Reject, Retry
 from streamlib.redisio import retention
 from streamlib.settings import RetentionSettings
@@ -64,6 +66,7 @@ async def test_a_burst_ends_when_nothing_is_left_and_leaves_no_consumer(redis_ur
         assert consumers(client, stream=stream) == []
 
 
+@pytest.mark.row(14)
 async def test_a_drain_hands_back_what_did_not_start_with_no_attempt_spent(redis_url: str, client: Any) -> None:
     """Claimed and unclaimed: all of it is there for the next worker at once, not after a lease."""
     app = App("shop", settings=settings(redis_url, concurrency=2, lease_ms=600_000))
@@ -155,6 +158,7 @@ async def test_cancelled_handlers_give_their_events_back_at_once(redis_url: str,
         assert sorted(running_now) == list(range(5))
 
 
+@pytest.mark.row(59)
 async def test_reclaim_reaches_every_entry_of_a_long_pending_list_also_behind_living_ones(
     redis_url: str, client: Any
 ) -> None:
@@ -191,6 +195,7 @@ async def test_reclaim_reaches_every_entry_of_a_long_pending_list_also_behind_li
     assert counted(app, "events_received_total", group="g", delivery="reclaimed") >= 1_000
 
 
+@pytest.mark.row(60)
 async def test_retention_in_a_running_worker_never_passes_a_slow_group(redis_url: str, client: Any) -> None:
     app = App("shop", settings=settings(redis_url, sections={"retention": RetentionSettings(max_len=10)}))
     jobs = app.topic(JOBS, Job)
@@ -220,6 +225,7 @@ async def test_retention_in_a_running_worker_never_passes_a_slow_group(redis_url
     assert client.xlen(JOBS) < 180
 
 
+@pytest.mark.row(34)
 async def test_a_lost_stream_is_made_again_and_work_goes_on(redis_url: str, client: Any) -> None:
     app = App("shop", settings=settings(redis_url))
     jobs = app.topic(JOBS, Job)
@@ -241,6 +247,7 @@ async def test_a_lost_stream_is_made_again_and_work_goes_on(redis_url: str, clie
     assert set(runs.values()) == {1}
 
 
+@pytest.mark.row(27)
 async def test_prefetch_is_bounded_by_bytes(redis_url: str, client: Any) -> None:
     """A fast handler invites reading far ahead; large events are read no further than prefetch_bytes."""
     bound, size = 300_000, 10_000
@@ -321,6 +328,7 @@ async def test_a_worker_is_ready_while_it_works_and_not_while_it_drains(redis_ur
             release.set()
 
 
+@pytest.mark.row(43, 45)
 async def test_a_user_without_the_right_to_msetex_is_served_too(own_server: Servers) -> None:
     """Least privilege may name commands one by one, and that one is new: marks are then written each by itself."""
     server = own_server()

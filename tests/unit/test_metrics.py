@@ -117,6 +117,7 @@ def test_build_info_names_versions_and_follows_the_server() -> None:
     assert dict(info[0])["redis_py"] == importlib.metadata.version("redis")
 
 
+@pytest.mark.row(77)
 def test_error_types_become_other_after_fifty() -> None:
     metrics = WorkerMetrics()
     counts = metrics.group("t", "g")
@@ -170,6 +171,7 @@ def test_sizes_of_a_batch_are_told_as_one_by_one() -> None:
         assert {key: n for key, n in ours.items() if key[0].startswith("streamlib_event_size_bytes")} == theirs
 
 
+@pytest.mark.row(77)
 @pytest.mark.parametrize(("topics", "groups", "handlers"), [(1, 1, 1), (1, 10, 1), (4, 2, 3), (10, 1, 1), (2, 20, 5)])
 def test_series_stay_within_the_budget(topics: int, groups: int, handlers: int) -> None:
     """200 + 150 for each handler + 40 for each group, with every label value lit."""

@@ -39,6 +39,7 @@ def test_the_partition_of_a_key_is_its_crc32_modulo_the_partitions(key: str, par
     assert topic(partitions=partitions).partition_of(message) == zlib.crc32(key.encode()) % partitions
 
 
+@pytest.mark.row(72)
 def test_partitions_of_known_keys_never_change() -> None:
     """Stored events stay where they are: these numbers are the same in every version."""
     spec = topic(partitions=8)
