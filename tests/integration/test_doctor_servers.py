@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from streamlib.keys import Keys
+from streamlib.ops.acl import rules
 from streamlib.ops.doctor import Report, examine
 from streamlib.ops.findings import Diagnosis
 from streamlib.redisio.registry import declare_group, declare_topic
@@ -158,7 +159,7 @@ async def test_a_replica_is_asked_as_the_same_user(own_server: Servers) -> None:
     primary, replica = await replicated(own_server, {"min-replicas-to-write": "1"})
     for server, given in ((primary, rights()), (replica, [right for right in rights() if right != "+config|get"])):
         with server.client() as client:
-            client.execute_command("ACL", "SETUSER", "doctor", "on", ">p/w", *given)
+            client.execute_command("ACL", "SETUSER", "doctor", ">p/w", *given)
     report = await doctor(primary.url.replace("redis://", "redis://doctor:p%2Fw@"))
     assert {name: one.where for name, one in found(report).items()} == {"not_looked_at": f"{HOST}:{replica.port}"}
 
@@ -184,8 +185,8 @@ async def test_what_is_denied_is_told_and_never_well(own_server: Servers) -> Non
 
 def rights() -> list[str]:
     """What the documentation gives to the user of doctor."""
-    (told,) = re.findall(r"^ACL SETUSER doctor on >PASSWORD (.*?)^```", DOCS.read_text(), re.M | re.S)
-    return str(told).split()
+    (more,) = re.findall(r"^ACL SETUSER doctor (.*)$", DOCS.read_text(), re.M)
+    return [*rules(["observer"], Keys(), {}), *more.split()]
 
 
 async def test_the_rights_that_doctor_needs(own_server: Servers) -> None:
@@ -199,7 +200,7 @@ async def test_the_rights_that_doctor_needs(own_server: Servers) -> None:
         client.xadd("{orders}:again:handler", {"id": "1", "type": "Made"}, id="1000-0")
         client.xadd("{orders}:dead:ordered", {"id": "1"})
         client.xreadgroup("handler", "gone", {"orders": ">", "{orders}:again:handler": ">"})
-        client.execute_command("ACL", "SETUSER", "doctor", "on", ">pw", *rights())
+        client.execute_command("ACL", "SETUSER", "doctor", ">pw", *rights())
     everything = await doctor(server.url)
     assert {"eviction", "dead_group", "dead_letters_growing"} <= set(found(everything))
     assert await doctor(server.url.replace("redis://", "redis://doctor:pw@")) == everything
