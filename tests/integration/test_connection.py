@@ -354,7 +354,7 @@ async def test_a_wrong_password_is_told_without_it(
 
 
 @pytest.mark.parametrize("flags", [(), ("-v",), ("--log-format", "json", "-v")], ids=" ".join)
-@pytest.mark.parametrize("command", ["run shop:app --burst --no-http", "info", "check shop:app"])
+@pytest.mark.parametrize("command", ["run shop:app --burst --no-http", "info", "check shop:app", "doctor"])
 def test_no_output_of_the_command_line_shows_a_password(
     own_server: Servers, tmp_path: Path, command: str, flags: tuple[str, ...]
 ) -> None:
