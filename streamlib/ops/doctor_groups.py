@@ -142,7 +142,7 @@ def halted_keys(facts: GroupFacts) -> list[Diagnosis]:
         return []
     what = f"{facts.info.halted_keys} keys are halted"
     why = "their events wait until somebody decides"
-    advice = f"streamlib keys ls --topic {facts.topic} --group {facts.info.group}, then keys resume or keys skip"
+    advice = f"streamlib keys ls {facts.topic} {facts.info.group}, then keys resume or keys skip"
     return [_found("halted_keys", "warning", facts, what, why, advice)]
 
 

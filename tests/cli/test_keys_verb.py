@@ -42,6 +42,17 @@ def pending(cli: Cli, redis_url: str) -> int:
 
 
 @pytest.mark.usefixtures("halted")
+def test_doctor_tells_of_halted_keys(cli: Cli, redis_url: str) -> None:
+    told = cli("doctor", "--json", "--redis", redis_url).json
+    (halted,) = [one for one in told["findings"] if one["code"] == "halted_keys"]
+    assert (halted["severity"], halted["where"]) == ("warning", "group ledger of moves")
+    assert halted["what"].startswith("2 keys are halted")
+    ls, _, _ = halted["advice"].partition(", then")
+    done = cli(*ls.split()[1:], "--json", "--redis", redis_url)
+    assert {row["key"] for row in done.json} == {"bad", "worse"}
+
+
+@pytest.mark.usefixtures("halted")
 def test_ls_tells_where_and_why(keys: Verb) -> None:
     rows = noted(keys)
     assert rows.keys() == {"bad", "worse"}

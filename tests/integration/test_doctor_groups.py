@@ -14,6 +14,7 @@ from streamlib.ops.doctor import Report, examine
 from streamlib.ops.findings import Diagnosis
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.members import Member, beat
+from streamlib.redisio.pauses import pause
 from streamlib.redisio.registry import declare_group, declare_topic
 from streamlib.settings import RedisSettings, Settings
 from tests.helpers.publishing import open_door, topic
@@ -95,6 +96,16 @@ async def test_a_group_that_no_app_declared(door: RedisDoor, client: redis.Redis
     client.xgroup_create(STREAM, "theirs")
     told = await found(door)
     assert {code: one.where for code, one in told.items()} == {"unregistered_group": "group theirs of orders"}
+
+
+async def test_a_paused_group_with_a_backlog(door: RedisDoor, client: redis.Redis) -> None:
+    await live(door)
+    await pause(door, Keys(), "orders", "email")
+    assert await found(door) == {}
+    client.xadd(STREAM, {"id": "1", "type": "Made"})
+    told = await found(door)
+    assert {code: one.severity for code, one in told.items()} == {"paused_group": "warning"}
+    assert told["paused_group"].advice == "streamlib groups resume orders email"
 
 
 async def test_dead_letters_of_the_last_hour(door: RedisDoor, client: redis.Redis) -> None:

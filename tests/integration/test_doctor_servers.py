@@ -123,13 +123,21 @@ async def test_a_full_disk_under_the_append_only_file(own_server: Servers) -> No
     assert set(found(await doctor(server.url))) == {"aof_write_failed"}
 
 
-async def test_a_directory_that_is_gone(own_server: Servers) -> None:
+@pytest.mark.parametrize(
+    ("command", "status", "code"),
+    [
+        ("BGSAVE", "rdb_last_bgsave_status", "snapshot_failed"),
+        ("BGREWRITEAOF", "aof_last_bgrewrite_status", "aof_rewrite_failed"),
+    ],
+)
+async def test_a_directory_that_is_gone(own_server: Servers, command: str, status: str, code: str) -> None:
     server = own_server(aof=True)
     shutil.rmtree(server.directory)
     with server.client() as client:
-        client.bgsave()
-        await until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "the snapshot failed")
-    assert set(found(await doctor(server.url))) == {"snapshot_failed"}
+        with contextlib.suppress(redis.exceptions.ResponseError):  # some refuse at once
+            client.execute_command(command)
+        await until(lambda: client.info("persistence")[status] == "err", "it failed")
+    assert set(found(await doctor(server.url))) == {code}
 
 
 async def test_a_replica_that_is_behind_and_one_that_split_brain_would_lose(own_server: Servers) -> None:

@@ -1,10 +1,13 @@
 """What doctor thinks of groups and keys, from facts alone."""
 
+import re
 from collections import Counter
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from streamlib.cli.root import main
 from streamlib.ops.doctor_groups import GroupFacts, Stranger, check_group, check_stranger
 from streamlib.ops.doctor_keys import MOST_TOLD, Known, Lost, check_keys, orphans_of
 from streamlib.ops.inspect import GroupInfo, Owner
@@ -61,6 +64,26 @@ def facts(
 )
 def test_a_group(group: GroupFacts, found: list[tuple[str, str]]) -> None:
     assert [(one.code, one.severity) for one in check_group(group)] == found
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        facts(changes=BEHIND),
+        facts(changes=HELD, stuck=5),
+        facts(changes=BEHIND | {"paused": True}, workers=1),
+        facts(changes={"halted_keys": 1}, workers=1),
+        facts(changes={"dead": 3}, newest_dead_s=1.0),
+        facts(changes=BEHIND | {"kind": "projection", "group": "totals.g3"}),
+    ],
+)
+def test_the_commands_that_are_advised_are_understood(group: GroupFacts) -> None:
+    for told in check_group(group):
+        commands = re.findall(r"streamlib ([a-z].*?)(?=[,)]|$)", told.advice)
+        assert commands
+        for command in commands:
+            parsed = CliRunner().invoke(main, [*command.split(), "--redis", "redis://a,b"])
+            assert parsed.output.startswith("error: "), "what click does not understand begins with Usage"
 
 
 def test_a_generation_of_a_view_is_not_removed_as_a_group() -> None:
