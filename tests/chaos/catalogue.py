@@ -86,7 +86,7 @@ _CLIENT = (
     Row(28, "the server forgets its scripts",
         "they are sent whole, once; nobody notices"),
     Row(29, "rights are narrowed or the password changes under a running worker",
-        "it takes no work, says that it is not ready, tries slowly, and goes on when it may again",
+        "it takes no work, says that it is not ready, keeps trying, and goes on when it may again",
         "credentials come from the settings at start: new ones by a rolling restart"),
     Row(30, "payloads that are no text, or no event",
         "each is a dead letter with its raw bytes; its neighbours run"),
@@ -121,7 +121,8 @@ _SERVER = (
     Row(43, "commands are forbidden",
         "what is optional is done without, or warned about; what is needed is named"),
     Row(44, "the server's clock jumps, or an entry has an id from the future",
-        "epochs only grow, limits and ages stay sane, a stream at its last id refuses"),
+        "epochs only grow, limits and ages stay sane, events flow on behind such an id, the last id refuses",
+        "nothing warns of such an id: no time is read from ids but ages, which are 0 then"),
     Row(45, "servers of different versions",
         "the scripts are those of Redis 7.0; newer commands are tried and done without"),
 )

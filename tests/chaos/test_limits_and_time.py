@@ -74,6 +74,7 @@ def test_a_killed_worker_frees_its_share_within_the_lease(redis_url: str, client
     assert_nothing_lost(client, STREAMS, "one", ids)
 
 
+@pytest.mark.row(5)
 def test_a_handler_that_blocks_its_loop_for_leases_keeps_its_share(redis_url: str, client: Any, start: Start) -> None:
     start("one")
     start("one")
@@ -102,6 +103,7 @@ def test_rerun_never_runs_nothing_twice_on_any_partition(redis_url: str, client:
     print(f"{len(done)} done, {len(letters)} of unknown outcome")
 
 
+@pytest.mark.row(65)
 def test_delayed_events_come_though_workers_are_killed(redis_url: str, client: Any, start: Start) -> None:
     first, _ = start("one"), start("one")
     ids = publish(redis_url, [Job(n=n, seconds=0.001) for n in range(60)], delay=1.5)

@@ -12,6 +12,7 @@ from tests.chaos.rebalancing import PARTITIONS, run, table
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 
 
+@pytest.mark.row(71)
 @pytest.mark.parametrize("plan", [(1, 4, 2), (2, 3, 2)], ids=str)
 def test_workers_come_and_go_and_what_need_not_move_is_left_alone(
     server_kind: str, tmp_path: Path, plan: tuple[int, ...]

@@ -3,6 +3,8 @@
 import asyncio
 from collections import Counter
 
+import pytest
+
 from streamlib import Context, Exact, ReadModel, Retry
 from tests.conformance.places import Place
 from tests.conformance.rig import TOPIC, Note, Subscriber, make_app, publishing
@@ -11,6 +13,7 @@ from tests.helpers.waiting import eventually
 KEYS = [f"author-{n}" for n in range(12)]
 
 
+@pytest.mark.row(57, 71)
 async def test_order_per_key_holds_while_events_fail_and_workers_come_and_go(place: Place) -> None:
     """600 events of 12 keys on 4 partitions, every tenth fails at first; a second worker joins, the first one leaves:
     the successful runs of each key are in stream order, each event once."""

@@ -21,6 +21,7 @@ async def test_an_event_nobody_knows_is_run_under_our_token(redis_url: str) -> N
         )
 
 
+@pytest.mark.row(21)
 async def test_a_claim_sent_twice_answers_the_same(redis_url: str) -> None:
     async with a_partition(redis_url) as p:
         for event_id in ("e-1", "e-2", "e-1"):

@@ -223,6 +223,7 @@ async def test_a_second_aggregate_in_one_command_is_refused(bank: Bank) -> None:
         assert [await bank.balance(account_id) for account_id in ("a", "b")] == [5, 5]
 
 
+@pytest.mark.row(21)
 async def test_a_lost_reply_to_the_append_is_no_second_deposit(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reply is lost after the script ran: the append is sent again under its commit id."""
     execute, lost = RedisDoor.execute, list[Any]()

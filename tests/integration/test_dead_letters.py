@@ -158,6 +158,7 @@ async def test_many_replaying_the_same_letters_add_each_event_once(yard: Yard) -
     assert yard.dead() == 0
 
 
+@pytest.mark.row(21, 69)
 async def test_a_lost_reply_does_not_double_the_replay(yard: Yard, proxy: ChaosProxy) -> None:
     found = await yard.letters.get(yard.bury("e-1"))
     # Without this the first sending would only teach the server the script.

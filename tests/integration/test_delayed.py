@@ -141,6 +141,7 @@ async def test_moving_twice_moves_once(redis_url: str, client: Any) -> None:
     assert stored_ids(client, "jobs") == [f"e-{n:03}" for n in range(250)]
 
 
+@pytest.mark.row(21)
 async def test_a_lost_reply_doubles_nothing(proxy: ChaosProxy, client: Any, redis_url: str) -> None:
     app = an_app(settings(proxy.url))
     async with app:

@@ -145,6 +145,7 @@ async def test_a_conflict_keeps_no_answer(redis_url: str, client: redis.Redis) -
 # -- refused by the server: nothing is left behind
 
 
+@pytest.mark.row(36)
 @pytest.mark.parametrize("kind", available_kinds())
 @pytest.mark.parametrize("count", [1, 200])
 async def test_a_server_without_memory_keeps_nothing_of_an_append(
@@ -197,6 +198,7 @@ async def test_a_read_only_server_keeps_nothing(own_server: Callable[..., RedisP
         assert client.keys() == []
 
 
+@pytest.mark.row(50)
 @pytest.mark.parametrize("kind", available_kinds())
 async def test_too_few_replicas_keep_nothing(own_server: Callable[..., RedisProc], kind: str) -> None:
     server = own_server(kind=kind, conf={"min-replicas-to-write": "1"})

@@ -159,6 +159,7 @@ async def test_every_run_counts_also_of_retries_and_batches(client: Any, redis_u
     assert sum(sizes) == 40
 
 
+@pytest.mark.row(21)
 @pytest.mark.parametrize("limits", [{"rate": "200/s"}, {"group_concurrency": 3}], ids=["rate", "at once"])
 async def test_lost_replies_exceed_nothing_and_stop_nothing(
     proxy: ChaosProxy, client: Any, redis_url: str, limits: dict[str, Any]

@@ -80,6 +80,7 @@ class Bank:
         return [int(counted(app, "partitions_owned", group=GROUP)) for app in self.apps]
 
 
+@pytest.mark.row(56, 57, 71)
 async def test_slots_move_and_a_node_is_lost_while_keys_stay_in_order(cluster: ClusterTopology) -> None:
     bank, stop = Bank(cluster.url), asyncio.Event()
     first, second = bank.apps

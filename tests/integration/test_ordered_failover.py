@@ -30,6 +30,7 @@ def topology(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield started
 
 
+@pytest.mark.row(46, 71)
 async def test_failovers_keep_the_order_of_each_key(topology: SentinelTopology) -> None:
     app = App("bank", settings=settings(topology.url, lease_ms=3_000))
     moves = app.topic("moves", Moved, key="account", partitions=PARTITIONS, durability="replicas:1")

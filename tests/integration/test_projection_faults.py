@@ -85,6 +85,7 @@ async def assert_view_is_right(rig: Rig, client: redis.Redis) -> None:
     assert client.zcard(f"{HEAD}:by:balance") == len(expected)
 
 
+@pytest.mark.row(1)
 @pytest.mark.chaos
 async def test_owners_killed_in_mid_load_lose_and_double_nothing(rig: Rig, redis_url: str, client: redis.Redis) -> None:
     for n in range(4):
@@ -113,6 +114,7 @@ async def test_a_standby_goes_on_when_the_owner_dies(rig: Rig, redis_url: str, c
             await assert_view_is_right(rig, client)
 
 
+@pytest.mark.row(4)
 @pytest.mark.chaos
 async def test_an_owner_frozen_past_its_lease_is_fenced(rig: Rig, redis_url: str, client: redis.Redis) -> None:
     with process(redis_url, "frozen") as frozen:
@@ -162,6 +164,7 @@ def everything(client: redis.Redis) -> dict[Any, Any]:
     return {key: (client.dump(key), client.pttl(key) > 0) for key in client.keys("*")}
 
 
+@pytest.mark.row(21)
 async def test_a_commit_sent_twice_writes_once(rig: Rig, client: redis.Redis) -> None:
     keys = ViewKeys(rig.keys.stream(TOPIC, 0, 1), VIEW, 1)
     position = rig.publish(client, Opened(account="r", owner="o"))
@@ -256,6 +259,7 @@ async def test_ownership_passes_on_and_its_epoch_only_grows(rig: Rig, client: re
     assert client.ttl(OWNER) == -1
 
 
+@pytest.mark.row(33)
 async def test_a_flushed_server_is_projected_from_its_start(
     rig: Rig, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -286,6 +290,7 @@ async def test_a_view_ahead_of_its_stream_stands_still(
         assert "source_rolled_back" in caplog.messages
 
 
+@pytest.mark.row(32)
 @pytest.mark.chaos
 async def test_a_server_that_comes_back_with_its_data_is_projected_on(
     own_server: Callable[..., RedisProc],
@@ -301,6 +306,7 @@ async def test_a_server_that_comes_back_with_its_data_is_projected_on(
             await assert_view_is_right(rig, client)
 
 
+@pytest.mark.row(36)
 async def test_a_full_server_delays_the_view_and_corrupts_nothing(
     own_server: Callable[..., RedisProc],
 ) -> None:

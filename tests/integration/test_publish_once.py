@@ -212,6 +212,7 @@ async def test_what_redis_never_answered_is_an_error_for_each_event_and_soon(
     assert client.xlen("orders") <= 2 + BATCH_EVENTS + 1
 
 
+@pytest.mark.row(32)
 async def test_a_killed_server_that_comes_back_has_each_event_once(
     own_server: Callable[..., RedisProc], connect: Connect
 ) -> None:

@@ -46,6 +46,7 @@ async def test_it_copies_the_entry_as_it_is(redis_url: str) -> None:
         assert again == Again(entry_id, 0, 0, "replayed", fields)
 
 
+@pytest.mark.row(21)
 async def test_sent_twice_it_adds_once_and_answers_the_same_though_the_event_has_run(redis_url: str) -> None:
     async with a_topic(redis_url) as t:
         ids = [t.put(f"e-{n}") for n in range(3)]

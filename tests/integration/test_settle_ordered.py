@@ -187,6 +187,7 @@ async def test_held_twice_after_a_lost_reply_it_is_written_once(redis_url: str, 
         assert p.everything() == before
 
 
+@pytest.mark.row(73)
 async def test_a_key_of_another_type_is_named_and_changes_nothing(redis_url: str) -> None:
     async with an_owned_partition(redis_url) as p:
         p.put("e-1")
