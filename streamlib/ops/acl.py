@@ -60,19 +60,20 @@ ROLES: Mapping[str, Role] = {
     "projector": Role(
         "keeps read models, and rebuilds them",
         f"{_OPEN} {_INSPECT} EVALSHA EVAL TYPE XREAD XADD XTRIM XGROUP|SETID XGROUP|DESTROY MGET MSETEX SET DEL HDEL "
-        "ZADD ZREM ZRANGE UNLINK SCAN",
-        "view idem topics group stream again dead owner workers views retry suspect states done runs limit progress",
-        "later producers",
+        "ZADD ZREM ZRANGE ZRANGEBYSCORE UNLINK SCAN",
+        "view idem topics group stream again dead owner workers views later producers retry suspect states done runs "
+        "limit progress",
+        "",
     ),
     "aggregates": Role(
         "loads and saves aggregates, dispatches and sends commands",
-        f"{_OPEN} {_PUBLISH} {_DURABLE} EVALSHA_RO EVAL_RO LLEN LRANGE LINDEX RPUSH RPOP XDEL PTTL SCAN",
+        f"{_OPEN} {_PUBLISH} {_DURABLE} EVALSHA_RO EVAL_RO LLEN LRANGE LINDEX RPUSH XDEL PTTL",
         "agg snap cmd topics group stream again dedup producers later",
         "views",
     ),
     "reader": Role(
         "opens an app and reads its read models",
-        f"{_OPEN} EVALSHA_RO EVAL_RO MGET HGETALL HEXISTS ZINTERCARD ZCARD ZCOUNT ZRANGE TYPE",
+        f"{_OPEN} EVALSHA_RO EVAL_RO HGETALL HEXISTS ZINTERCARD ZCARD ZCOUNT ZRANGE TYPE",
         "topics group stream again",
         "view views",
     ),

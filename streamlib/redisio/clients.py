@@ -32,7 +32,12 @@ class ClientMaker:
     def __init__(self, settings: RedisSettings, address: Address) -> None:
         self._url = settings.url
         self._tls = address.tls or address.scheme == "rediss"
-        self._common: dict[str, Any] = {"protocol": 2, "socket_connect_timeout": settings.timeout_s}
+        # Without driver_info each connection would send CLIENT SETINFO twice: a right more, and nothing for anybody.
+        self._common: dict[str, Any] = {
+            "protocol": 2,
+            "socket_connect_timeout": settings.timeout_s,
+            "driver_info": None,
+        }
         if address.scheme != "unix":
             self._common["socket_keepalive"] = True
         if self._tls and settings.ca_file:
