@@ -32,12 +32,12 @@ class ClientMaker:
     def __init__(self, settings: RedisSettings, address: Address) -> None:
         self._url = settings.url
         self._tls = address.tls or address.scheme == "rediss"
-        # Without driver_info each connection would send CLIENT SETINFO twice: a right more, and nothing for anybody.
-        self._common: dict[str, Any] = {
-            "protocol": 2,
-            "socket_connect_timeout": settings.timeout_s,
-            "driver_info": None,
-        }
+        self._common: dict[str, Any] = {"protocol": 2, "socket_connect_timeout": settings.timeout_s}
+        # With driver_info each connection sends CLIENT SETINFO twice: a right more (whose lack redis-py passes over),
+        # and nothing for anybody. But under TLS the answer brings in what the handshake left to be read, session
+        # tickets, which redis-py's pool for threads takes for an answer that nobody asked for.
+        if not self._tls:
+            self._common["driver_info"] = None
         if address.scheme != "unix":
             self._common["socket_keepalive"] = True
         if self._tls and settings.ca_file:

@@ -55,14 +55,16 @@ class SpreadBench:
 
     def __init__(
         self,
-        servers: SentinelTopology | ClusterTopology,
+        servers: SentinelTopology | ClusterTopology | RedisProc,
         effects: RedisProc,
         tmp_path: Path,
         *,
         partitions: int,
         durability: str = "primary",
         emits: bool = True,
+        url: str = "",
     ) -> None:
+        """`url` leads publishers to the servers another way, through a proxy."""
         self.servers = servers
         self.partitions = partitions
         self.spread = Spread(partitions=partitions, durability=durability, emits=emits)
@@ -83,16 +85,17 @@ class SpreadBench:
             "JOB_DURABILITY": durability,
             "JOB_EMITS": "1" if emits else "0",
         }
-        flags = {"redis.url": servers.url, "worker.lease_ms": LEASE_MS, "redis.timeout_s": 2.0}
+        flags = {"redis.url": url or servers.url, "worker.lease_ms": LEASE_MS, "redis.timeout_s": 2.0}
         self.spread.app.configure(load_settings(flags, environ={}))
 
     @property
     def streams(self) -> list[str]:
         return [f"jobs.{number}" for number in range(self.partitions)] if self.partitions > 1 else ["jobs"]
 
-    def worker(self, **env: str) -> WorkerProc:
+    def worker(self, url: str = "", **env: str) -> WorkerProc:
+        """A worker process, not started yet; `url` leads it to the servers another way."""
         environ = {**self._env, **env}
-        return WorkerProc("tests.chaos.spread_app:app", self.servers.url, cwd=self._tmp_path, env=environ)
+        return WorkerProc("tests.chaos.spread_app:app", url or self.servers.url, cwd=self._tmp_path, env=environ)
 
     @contextmanager
     def client(self) -> Iterator[Any]:

@@ -41,6 +41,14 @@ async def test_tls_under_an_authority_of_ones_own(tls: Tls) -> None:
             assert await beside.execute("PING") == b"PONG"
 
 
+async def test_a_threads_connection_is_ready_whatever_the_handshake_leaves_to_be_read(tls: Tls) -> None:
+    async with open_door(f"rediss://{HOST}:{tls.port(HOST)}", ca_file=tls.ca_file) as door:
+        for _ in range(30):  # session tickets come when they come
+            client = door.sync_client()
+            assert await asyncio.to_thread(client.execute, "PING") == b"PONG"
+            client.close()
+
+
 async def test_a_server_beside_it_is_trusted_no_more_than_it_is(tls: Tls) -> None:
     url, other = f"rediss://{HOST}:{tls.port(HOST)}", tls.port("redis.example")
     async with open_door(url, ca_file=tls.ca_file) as door, door.beside((HOST, other)) as beside:
