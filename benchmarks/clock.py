@@ -28,8 +28,8 @@ class Clock:
 
     def __init__(self, url: str, size: Size) -> None:
         self.finished = asyncio.Event()
-        self._size = size
-        self._marks = {size.warm, size.warm + size.events, size.total}
+        self._begins, self._ends, self._last = marks = size.warm, size.warm + size.events, size.total
+        self._marks = frozenset(marks)
         self._numbers = itertools.count(1)  # whose next() is atomic: handlers may run in threads
         self._batched = 0
         self._moments: list[Moment] = []
@@ -40,23 +40,24 @@ class Clock:
     def tick(self) -> None:
         number = next(self._numbers)
         if number in self._marks:
-            self._mark(number)
+            self._mark(number, number)
 
     def tick_many(self, count: int) -> None:
         before, self._batched = self._batched, self._batched + count
         for mark in sorted(self._marks):
             if before < mark <= self._batched:
-                self._mark(self._batched)
+                self._mark(mark, self._batched)
 
-    def _mark(self, handled: int) -> None:
-        """The server is asked outside of the measured time: before it begins, after it has ended."""
-        if not self._moments:
+    def _mark(self, mark: int, handled: int) -> None:
+        """The server is asked outside of the measured time: before it begins, after it has ended. Another thread may
+        come to the next mark meanwhile."""
+        if mark == self._begins:
             server = self._asked()
             self._moments.append(Moment(handled, time.perf_counter(), time.process_time(), server))
-        elif len(self._moments) == 1:
+        elif mark == self._ends:
             at_s, cpu_s = time.perf_counter(), time.process_time()
             self._moments.append(Moment(handled, at_s, cpu_s, self._asked()))
-        if handled >= self._size.total:
+        if mark == self._last:
             self._loop.call_soon_threadsafe(self.finished.set)
 
     def _asked(self) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class Clock:
     def run(self) -> Run:
         self._client.close()
         if len(self._moments) < 2:
-            raise RuntimeError(f"fewer than {self._size.warm + self._size.events} events were handled")
+            raise RuntimeError(f"fewer than {self._ends} events were handled")
         handled = max(next(self._numbers) - 1, self._batched)
         return Run(between(*self._moments), handled)
 
