@@ -15,6 +15,7 @@ import pytest
 import redis
 from msgspec import Struct
 
+from benchmarks.clock import SENT
 from benchmarks.payload import GROUP, STREAM, OrderCreated, fill, order
 from streamlib import Aggregate, App, BatchContext, Context, Exact, Ordered, Position, ReadModel, Topic, applies
 from streamlib.settings import RedisSettings, Settings
@@ -83,8 +84,7 @@ class Meter:
     def _sent(self) -> int:
         """Scripts and reads; what scripts call is their own affair."""
         stats: Any = self._client.info("commandstats")
-        names = ("cmdstat_evalsha", "cmdstat_eval", "cmdstat_xreadgroup", "cmdstat_xread")
-        return sum(stats[name]["calls"] for name in names if name in stats)
+        return sum(stats[f"cmdstat_{name}"]["calls"] for name in SENT if f"cmdstat_{name}" in stats)
 
 
 class Account(Aggregate):

@@ -37,6 +37,11 @@ def test_figures_of_a_run_are_per_event_between_its_two_moments() -> None:
     assert found["commands"] == 0.01, "what scripts call is not sent by anybody"
 
 
+def test_scripts_that_only_read_are_sent_too() -> None:
+    stats = {"cmdstat_evalsha_ro": {"calls": 2}, "cmdstat_xread": {"calls": 3}, "cmdstat_hmget": {"calls": 500}}
+    assert commands(stats) == 5
+
+
 def test_without_scripts_every_command_counts() -> None:
     assert commands({"cmdstat_xack": {"calls": 3}, "cmdstat_xreadgroup": {"calls": 4}, "used_cpu_sys": 1.0}) == 7
 
