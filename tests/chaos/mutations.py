@@ -220,6 +220,23 @@ MUTATIONS = (
         "tests/integration/test_event_store.py::test_the_wrong_version_is_told_with_both_and_writes_nothing",
     ),
     Mutation(
+        "copies-in-other-commits-forgotten",
+        "a rebuild folds a copy of what an earlier commit has folded",
+        "streamlib/worker/folding.py",
+        "            or (seen is not None and seen.has_any(different))\n",
+        "",
+        "tests/integration/test_rebuild.py::test_a_copy_that_comes_alone_is_told_however_many_commits_after_its_event",
+    ),
+    Mutation(
+        "folded-upon-what-was-not-written",
+        "a batch is committed though the one that it was folded upon was taken back",
+        "streamlib/worker/applying.py",
+        "        if drops != self._drops:\n            return await self.apply(prepared)\n",
+        "",
+        "tests/integration/test_projection_backlog.py"
+        "::test_what_was_folded_upon_a_commit_that_could_not_be_written_is_folded_anew",
+    ),
+    Mutation(
         "commit-without-fence",
         "a frozen owner of a view writes rows when it wakes",
         f"{LUA}/commit.lua",

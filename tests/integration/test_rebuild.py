@@ -17,6 +17,7 @@ from streamlib.ops.dropping import drop
 from streamlib.ops.rebuild import Rebuild, Result, roll_back
 from streamlib.ops.views import View
 from streamlib.redisio import generations
+from streamlib.redisio.commits import MAX_EVENTS
 from streamlib.redisio.generations import Standing, ViewName
 from streamlib.redisio.ownership import take
 from streamlib.redisio.retention import trim_once
@@ -101,6 +102,27 @@ async def test_what_broke_off_knows_the_copies_from_before(rig: Rig, client: red
     row = await rig.view.get("a")
     assert row is not None
     assert row.moves == 2
+
+
+async def test_a_copy_that_comes_alone_is_told_however_many_commits_after_its_event(
+    rig: Rig, client: redis.Redis
+) -> None:
+    """What is folded lies in other commits, of this rebuild and of one that broke off; no read holds both."""
+    old_ms = int(time.time() * 1000) - 100 * WINDOW_MS
+    open_account(rig, client, old_ms)
+    add(rig, client, old_ms + 1, "before", 1)
+    assert not (await rebuilt(rig, switch=False)).switched
+    pipe = client.pipeline(transaction=False)
+    add(rig, pipe, old_ms + 2, "before", 1)
+    add(rig, pipe, old_ms + 3, "e", 10)
+    for n in range(3 * MAX_EVENTS):
+        add(rig, pipe, old_ms + 4, f"between-{n}", 0)
+    add(rig, pipe, old_ms + 5, "e", 10)
+    pipe.execute()
+    await rebuilt(rig)
+    row = await rig.view.get("a")
+    assert row is not None
+    assert (row.balance, row.moves) == (Decimal(11), 2 + 3 * MAX_EVENTS)
 
 
 async def test_retention_keeps_everything_for_what_is_being_built(rig: Rig, client: redis.Redis) -> None:
