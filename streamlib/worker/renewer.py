@@ -16,6 +16,7 @@ from streamlib.redisio.claims import Held, renew
 from streamlib.redisio.connection import RedisDoor, SyncClient
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.settings import WorkerSettings
+from streamlib.worker.answering import Answering
 from streamlib.worker.inflight import InFlight
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class Renewer:
         self._loop = loop
         self._on_error = on_error
         self._owned = owned
+        self.answering = Answering()
+        """Whether Redis takes renewals: all that a worker asks while its handlers are busy with what it has."""
         self._failures: dict[str, float] = {}
         self._period_s = settings.lease_ms / 4000
         self._stop = threading.Event()
@@ -89,7 +92,8 @@ class Renewer:
             if name in self._failures and failed and time.monotonic() > give_up_at:
                 continue
             try:
-                renewal(client)
+                with self.answering:
+                    renewal(client)
             except CLIENT_ERRORS as error:
                 failed[name] = error
                 self._failures[name] = time.monotonic()

@@ -24,6 +24,7 @@ from streamlib.redisio.marks import refuse_members
 from streamlib.redisio.publisher import Publisher
 from streamlib.settings import Settings
 from streamlib.topic import TopicSpec
+from streamlib.worker.answering import Answering
 from streamlib.worker.burst import Burst
 from streamlib.worker.handlers import GroupSpec
 from streamlib.worker.inflight import InFlight
@@ -76,6 +77,7 @@ class Worker:
         self._draining = False
         self._started = False
         self._beat: Beat | None = None
+        self._renewals_taken = Answering()
         self._projecting: list[asyncio.Task[None]] = []
         self._keeping: list[asyncio.Task[None]] = []
         self._stop_projecting = asyncio.Event()
@@ -117,6 +119,8 @@ class Worker:
         problems = [
             f"{unit.spec.group}: no answer from Redis" for unit in self._units if not unit.polled_within(within_s)
         ]
+        if not self._renewals_taken.within(within_s):
+            problems.append("claims are not renewed: no answer from Redis")
         for name, projector in self._projectors.items():
             problems += [f"{name}: {problem}" for problem in projector.problems.values()]
         problems_told = "; ".join(problems) or "ready"
@@ -214,6 +218,7 @@ class Worker:
         shared = self._shared(state, threads, ownership)
         self._units = [GroupUnit(spec, shared) for spec in parts.groups]
         self._projectors = {one.name: self._projector(one, ownership) for one in parts.projections}
+        self._renewals_taken = renewer.answering
         self._beat = Beat(renewer.beat, parts.metrics.loop_lag)
         parts.metrics.concurrency_limit(parts.settings.worker.concurrency)
         working = [task for unit in self._units for task in unit.start()]

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import urlsplit
 
+from tests.helpers import recovery
 from tests.helpers.acl import LOGIN
 
 T = TypeVar("T")
@@ -82,6 +83,7 @@ class ChaosProxy:
             self._delay_ms, self._jitter_ms = ms, jitter_ms
 
         self._do(arm)
+        recovery.struck()
 
     def cut_replies_after(self, n_bytes: int) -> None:
         """Let `n_bytes` more bytes of replies pass, over all connections, then close in mid-reply; once."""
@@ -90,6 +92,7 @@ class ChaosProxy:
             self._cut_budget = n_bytes
 
         self._do(arm)
+        recovery.struck()
 
     def drop_next_reply(self, to_request_with: bytes = b"") -> None:
         """Lose one reply: the next request with these bytes reaches the server, its answer never comes back.
@@ -102,6 +105,7 @@ class ChaosProxy:
             self._drop_after = to_request_with
 
         self._do(arm)
+        recovery.struck()
 
     def blackhole(self) -> None:
         """Go silent: connections stay open and are accepted, no byte moves; `heal()` delivers what was held.
@@ -109,6 +113,7 @@ class ChaosProxy:
         So a request that its sender gave up on may still be carried out late, as in a real network.
         """
         self._do(lambda: self._road().clear())
+        recovery.struck()
 
     def reset_all(self) -> None:
         """Break every open connection with a RST; new ones are served as before."""
@@ -118,6 +123,7 @@ class ChaosProxy:
                 link.reset()
 
         self._do(reset)
+        recovery.struck()
 
     def heal(self) -> None:
         """No faults any more; requests held by a blackhole go through now."""
@@ -128,6 +134,7 @@ class ChaosProxy:
             self._road().set()
 
         self._do(clear)
+        recovery.struck()
 
     def start(self) -> Self:
         self._thread.start()

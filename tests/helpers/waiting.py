@@ -6,6 +6,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
+from tests.helpers import recovery
+
 T = TypeVar("T")
 
 TIMEOUT_S = 15.0  # generous: a loaded two-core machine must not turn a slow answer into a failure
@@ -32,6 +34,7 @@ def wait_until(
         try:
             answer = cond()
             if answer:
+                recovery.held()
                 return answer
             last = answer
         except ignore as error:
@@ -79,6 +82,7 @@ async def eventually(
             result = cond()
             answer = await result if inspect.isawaitable(result) else result
             if answer:
+                recovery.held()
                 return answer
             last = answer
         except ignore as error:

@@ -16,6 +16,7 @@ from typing import Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.helpers import recovery
 from tests.helpers.processes import end_process, stop_process
 from tests.helpers.waiting import wait_until
 
@@ -90,14 +91,17 @@ class WorkerProc:
         """SIGKILL, and wait for the end."""
         self._started().kill()
         self._started().wait()
+        recovery.struck()
 
     def stop(self) -> None:
         """Freeze the process (SIGSTOP); its connections stay open."""
         stop_process(self._started())
+        recovery.struck()
 
     def cont(self) -> None:
         """Let a frozen process go on (SIGCONT)."""
         self._started().send_signal(SIGCONT)
+        recovery.struck()
 
     def term(self) -> None:
         """Ask for a drain (SIGTERM); a second one cancels handlers, a third ends at once."""

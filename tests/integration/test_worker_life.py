@@ -12,8 +12,9 @@ import pytest
 
 from streamlib import App, Context, Event, ReadModel, Reject, Retry
 from streamlib.redisio import retention
-from streamlib.settings import RetentionSettings
+from streamlib.settings import RedisSettings, RetentionSettings
 from tests.helpers.delivering import burst, counted, dead_letters, outcomes, running, settings
+from tests.helpers.proxy import ChaosProxy
 from tests.helpers.servers import RedisProc
 from tests.helpers.waiting import eventually
 
@@ -357,3 +358,29 @@ async def test_a_user_without_the_right_to_msetex_is_served_too(own_server: Serv
     assert outcomes(app, "g") == {"ok": 50}
     assert backlog(client) == 0
     assert len(client.keys(f"{{{JOBS}}}:idem:rows:*")) == 50, "done marks of the projection"
+
+
+@pytest.mark.row(22)
+async def test_a_worker_whose_handlers_are_busy_is_not_ready_while_it_is_cut_off(
+    proxy: ChaosProxy, client: Any
+) -> None:
+    """It has read all that it may: neither a read, nor a claim, nor an outcome is left to ask Redis for."""
+    quick = RedisSettings(url=proxy.url, timeout_s=0.5)
+    app = App("shop", settings=settings("", sections={"redis": quick}, lease_ms=1_000, batch=2, concurrency=1))
+    jobs = app.topic(JOBS, Job)
+    release = asyncio.Event()
+
+    @app.handler(jobs, group="g")
+    async def handle(event: Job) -> None:
+        await release.wait()
+
+    async with app:
+        await jobs.publish_many([Job(n=n) for n in range(20)])
+        async with running(app) as one:
+            await eventually(lambda: backlog(client) > 2 and one.worker.readiness()[0])
+            proxy.blackhole()
+            await eventually(lambda: "not renewed" in one.worker.readiness()[1])
+            assert not one.worker.readiness()[0]
+            proxy.heal()
+            await eventually(lambda: one.worker.readiness()[0])
+            release.set()
