@@ -4,7 +4,8 @@
 
 Each kind of server is a process of its own, beside the others. Ends with code 1 when a row failed. The seconds are the
 longest recovery in the row's tests: from the last thing done to a server, a worker or the network until what the test
-waits for held (tests/helpers/recovery.py). A row without them is not about a recovery: it shows an answer, a bound or a state.
+waits for held (tests/helpers/recovery.py). A row without them is not about a recovery: it shows an answer, a bound or a
+state.
 """
 
 from __future__ import annotations

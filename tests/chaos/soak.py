@@ -27,6 +27,7 @@ from tests.helpers.workers import WorkerProc
 
 WORKERS, PARTITIONS = 3, 3
 LEAST_S, MOST_S = 1.0, 5.0
+"""From the begin of one fault to that of the next, unless it takes longer."""
 STILL_S = (0.3, 2.5)
 """How long a server or a network stands still, seconds."""
 
@@ -111,7 +112,8 @@ class Faults:
             self.happened.append(Fault(at_s, kind, target, time.monotonic() - started_s - at_s))
             with self._history.open("ab") as history:
                 history.write(msgspec.json.encode(self.happened[-1]) + b"\n")
-            time.sleep(self._rng.uniform(LEAST_S, MOST_S))
+            next_s = started_s + at_s + self._rng.uniform(LEAST_S, MOST_S)
+            time.sleep(max(next_s - time.monotonic(), 0.0))
 
     # -- workers --------------------------------------------------------------------------------------------------
 
