@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.all import Result, RowRuns, _numbers, table
+from tests.chaos.all import Found, Result, Runs, _numbers, cases_table, rows_table, told
 from tests.chaos.catalogue import MISSING, ROWS
 
 TESTS = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def test_of_no_row(): assert False
 def test_a_row_passes_when_all_its_tests_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "test_probe.py").write_text(PROBE)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = row(*numbers)\n")
-    runs = RowRuns([1, 2, 3])
+    runs = Runs(["rows"], [1, 2, 3])
     quiet = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:xdist", "-p", "no:streamlib"]
     assert pytest.main([str(tmp_path), "-c", str(tmp_path / "pytest.ini"), "-q", *quiet], plugins=[runs]) == 1
     assert "4 failed" not in capsys.readouterr().out
@@ -69,14 +69,24 @@ def test_a_row_passes_when_all_its_tests_do(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_table_has_a_line_for_each_row_and_a_cell_for_each_server() -> None:
-    results: Any = {"valkey": {1: Result("pass", 1.25)}, "redis8": {1: Result("FAIL"), 2: Result("skip")}}
-    header, first, second = table(results, [1, 2], markdown=False).splitlines()
+    found: Found = {"valkey": {1: Result("pass", 1.25)}, "redis8": {1: Result("FAIL"), 2: Result("skip")}}
+    header, first, second = told(rows_table(found, [1, 2]), markdown=False).splitlines()
     assert header.split() == ["row", "fault", "valkey,", "s", "redis8,", "s"]
     assert first.endswith("pass 1.2   FAIL")
     assert second.endswith("-          skip")
-    assert table(results, [1], markdown=True).splitlines()[1:] == [
+    assert told(rows_table(found, [1]), markdown=True).splitlines()[1:] == [
         "| --: | --- | --- | --- |",
         f"| 1 | {ROWS[0].fault} | pass 1.2 | FAIL |",
+    ]
+
+
+def test_a_case_has_a_cell_for_each_place_and_one_of_no_place_the_same_in_all() -> None:
+    cases: Any = {("test_it_holds", "cluster"): Result("pass", 0.5), ("test_of_no_server", ""): Result("pass")}
+    lines = cases_table({"valkey": cases})
+    assert lines == [
+        ["case", "valkey standalone, s", "valkey sentinel, s", "valkey cluster, s"],
+        ["it holds", "-", "-", "pass 0.5"],
+        ["of no server", "pass", "pass", "pass"],
     ]
 
 
