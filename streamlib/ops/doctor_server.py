@@ -82,6 +82,10 @@ def encryption(facts: NodeFacts, settings: Settings) -> list[Diagnosis]:
     return of_problem("not_encrypted", "warning", facts.where, server.not_encrypted(facts.info, settings.redis.url))
 
 
+def verification(facts: NodeFacts, settings: Settings) -> list[Diagnosis]:
+    return of_problem("not_verified", "warning", facts.where, server.not_verified(settings.redis.url))
+
+
 def debugging(facts: NodeFacts, settings: Settings) -> list[Diagnosis]:
     if facts.debug_allowed != "yes":
         return []
@@ -158,7 +162,8 @@ def output_buffer(facts: NodeFacts, settings: Settings) -> list[Diagnosis]:
 
 
 CHECKS: tuple[Check, ...] = (
-    denied, version, role, eviction, append_only_file, last_writes, memory, access, encryption, debugging,
+    denied, version, role, eviction, append_only_file, last_writes, memory, access, encryption, verification,
+    debugging,
     idle_timeout, keepalive, output_buffer,
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ Severity = Literal["danger", "warning", "not_looked_at"]
 Code = Literal[
     "unreachable", "version_too_old", "version_hole", "role", "eviction", "aof_off", "appendfsync_no",
     "aof_write_failed", "aof_rewrite_failed", "snapshot_failed", "memory_near_limit", "open_to_all", "not_encrypted",
-    "debug_allowed", "idle_timeout",
+    "not_verified", "debug_allowed", "idle_timeout",
     "keepalive_off", "output_buffer_limit", "no_replicas", "replica_behind", "min_replicas_unset",
     "min_replicas_not_met", "sentinel_silent", "no_failover", "clock_skew", "clocks_apart", "stuck_pending",
     "dead_group", "paused_group", "halted_keys", "dead_letters_growing", "unregistered_group", "keys_without_owner",

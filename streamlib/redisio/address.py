@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, unquote, urlsplit
 
 from msgspec import Struct
 
@@ -63,8 +63,14 @@ def read_address(url: str) -> Address:
 
 def is_encrypted(url: str) -> bool:
     """Whether the address asks for TLS. Raises as `read_address`."""
-    address = read_address(url)
-    return address.tls or address.scheme == "rediss"
+    return read_address(url).tls
+
+
+def is_verified(url: str) -> bool:
+    """Whether a server under TLS must show that it is the one; False where the address lets it off."""
+    options = dict(parse_qsl(_split(url).query))
+    host = _YES_OR_NO.get(options.get("ssl_check_hostname", "1").lower(), True)
+    return options.get("ssl_cert_reqs") != "none" and host
 
 
 def database_of(url: str) -> int:
@@ -75,7 +81,8 @@ def database_of(url: str) -> int:
 
 
 def _single(url: str, parts: SplitResult) -> Address:
-    _options(url, parts, _QUERY + (_TLS_QUERY if parts.scheme == "rediss" else ()))
+    tls = parts.scheme == "rediss"
+    given = _options(url, parts, _QUERY + (_TLS_QUERY if tls else ()))
     if parts.scheme == "unix":
         if parts.netloc.rpartition("@")[2] or not parts.path:
             raise _wrong(url, "the path of a socket is absolute: three slashes")
@@ -84,7 +91,7 @@ def _single(url: str, parts: SplitResult) -> Address:
         raise _wrong(url, f"{parts.scheme}:// leads to one server; several are sentinel:// or cluster://")
     if parts.path.strip("/") and not parts.path.strip("/").isdigit():
         raise _wrong(url, f"the database is a number, not {parts.path.strip('/')!r}")
-    return Address(scheme=parts.scheme)
+    return Address(scheme=parts.scheme, tls=tls, options=_encryption(url, given, tls=tls))
 
 
 def _several(url: str, parts: SplitResult) -> Address:
@@ -95,7 +102,8 @@ def _several(url: str, parts: SplitResult) -> Address:
     given = _options(url, parts, _SENTINEL_QUERY if sentinel else _CLUSTER_QUERY)
     if sentinel and (not name or "/" in name):
         raise _wrong(url, "after the sentinels stands the name under which they know the primary: /name")
-    tls, encryption = _encryption(url, given)
+    tls = _yes_or_no(url, "tls", given.get("tls", "0"))
+    encryption = _encryption(url, given, tls=tls)
     return Address(
         scheme=parts.scheme,
         hosts=_hosts(url, parts),
@@ -167,9 +175,8 @@ def _database(url: str, given: dict[str, str]) -> dict[str, Any]:
     return {"db": int(db)} if int(db) else {}
 
 
-def _encryption(url: str, given: dict[str, str]) -> tuple[bool, dict[str, Any]]:
-    """Whether tls=1 was given, and its options as redis-py's connections want them; what is not said is verified."""
-    tls = _yes_or_no(url, "tls", given.get("tls", "0"))
+def _encryption(url: str, given: dict[str, str], *, tls: bool) -> dict[str, Any]:
+    """The options of TLS as redis-py's connections want them; what is not said is verified."""
     options: dict[str, Any] = {name: given[name] for name in _TLS_QUERY if name in given}
     if options and not tls:
         raise _wrong(url, f"option {next(iter(options))!r} is for tls=1")
@@ -177,7 +184,7 @@ def _encryption(url: str, given: dict[str, str]) -> tuple[bool, dict[str, Any]]:
         options["ssl_check_hostname"] = _yes_or_no(url, "ssl_check_hostname", options["ssl_check_hostname"])
     if options.get("ssl_cert_reqs", "required") not in ("required", "optional", "none"):
         raise _wrong(url, "ssl_cert_reqs is required, optional or none")
-    return tls, options
+    return options
 
 
 def _yes_or_no(url: str, name: str, text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from redis.asyncio.connection import parse_url
 from streamlib.redisio.address import Address, Host
 from streamlib.redisio.packing import TcpConnection, TlsConnection, packed_by_hiredis
 from streamlib.redisio.plain_client import PlainClient, PlainPool
+from streamlib.redisio.tls import check_files
 from streamlib.settings import RedisSettings
 
 MAX_CONNECTIONS = 256
@@ -31,7 +33,7 @@ class ClientMaker:
 
     def __init__(self, settings: RedisSettings, address: Address) -> None:
         self._url = settings.url
-        self._tls = address.tls or address.scheme == "rediss"
+        self._tls = address.tls
         self._common: dict[str, Any] = {"protocol": 2, "socket_connect_timeout": settings.timeout_s}
         # With driver_info each connection sends CLIENT SETINFO twice: a right more (whose lack redis-py passes over),
         # and nothing for anybody. But under TLS the answer brings in what the handshake left to be read, session
@@ -40,8 +42,12 @@ class ClientMaker:
             self._common["driver_info"] = None
         if address.scheme != "unix":
             self._common["socket_keepalive"] = True
-        if self._tls and settings.ca_file:
-            self._common["ssl_ca_certs"] = settings.ca_file
+        if self._tls:
+            # Python's own default, unless whoever built it has left the choice to OpenSSL's settings.
+            self._common["ssl_min_version"] = ssl.TLSVersion.TLSv1_2
+            if settings.ca_file:
+                self._common["ssl_ca_certs"] = settings.ca_file
+            check_files(self._common | address.options)
         self._data = address.options
         self._sentinel = address.sentinel_options
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -11,15 +12,17 @@ from typing import Any, Protocol, TypeVar
 
 import redis.exceptions
 
-from streamlib.redisio.address import Host, read_address
+from streamlib.redisio.address import Host, is_verified, read_address
 from streamlib.redisio.clients import ClientMaker, SingleClients
 from streamlib.redisio.cluster import ClusterClients
 from streamlib.redisio.command_names import name_of
 from streamlib.redisio.failures import RETRYABLE, ErrorClass, classify, error_code, translate
 from streamlib.redisio.sentinel import SentinelClients
-from streamlib.settings import RedisSettings
+from streamlib.settings import RedisSettings, redact
 
 T = TypeVar("T")
+
+_log = logging.getLogger("streamlib.redis")
 
 
 class AsyncClient(Protocol):
@@ -95,7 +98,10 @@ class RedisDoor:
 
     @classmethod
     def open(cls, settings: RedisSettings) -> RedisDoor:
-        """A door for `settings.url`; nothing is sent yet. Raises ConfigError for a URL of the wrong form."""
+        """A door for `settings.url`; nothing is sent yet. Raises ConfigError for a URL of the wrong form, and for files
+        that it names and that cannot be read. A door without verification says so in the log."""
+        if not is_verified(settings.url):
+            _log.warning("tls_not_verified", extra={"redis": redact(settings.url), "see": "streamlib check"})
         return cls(settings, clients_of(settings))
 
     @property

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import ssl
 
 import redis.exceptions
 
 from streamlib.errors import ConfigError, RedisUnavailable, RedisUnfit, StreamlibError, WrongKeyType
+from streamlib.redisio.address import is_encrypted
+from streamlib.redisio.tls import handshake_error, told
 from streamlib.settings import redact
 
 CLIENT_ERRORS = (redis.exceptions.RedisError, OSError)
@@ -89,6 +90,9 @@ _KINDS: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
 
 RETRYABLE = frozenset({ErrorClass.NETWORK, ErrorClass.FAILOVER, ErrorClass.MIGRATE, ErrorClass.PAUSE})
 
+_ENDED = ("Connection closed by server.", "'Connection reset by peer')")
+"""So end the client's errors about a server that hung up: what one does that waits for a handshake."""
+
 
 def error_code(error: BaseException) -> str:
     """The server's own word for an error ("NOGROUP", "WRONGTYPE"), "" where there is none.
@@ -106,7 +110,7 @@ def error_code(error: BaseException) -> str:
 
 def classify(error: BaseException) -> ErrorClass:
     """The class of an error raised by the client."""
-    if _is_certificate_refused(error):
+    if handshake_error(error):
         return ErrorClass.CONFIG
     for kind, error_class in _BY_TYPE:
         if isinstance(error, kind):
@@ -125,18 +129,6 @@ def error_kind(error: BaseException) -> str:
     return "connection" if error_class is ErrorClass.NETWORK else error_class.value
 
 
-def _is_certificate_refused(error: BaseException) -> bool:
-    """The client hides it in a connection error, but no retry mends it."""
-    inner: BaseException | None = error
-    seen: set[int] = set()
-    while inner is not None and id(inner) not in seen:  # somebody's `raise error from error` makes a ring
-        if isinstance(inner, ssl.SSLCertVerificationError):
-            return True
-        seen.add(id(inner))
-        inner = inner.__cause__ or inner.__context__
-    return False
-
-
 def translate(error: Exception, url: str) -> StreamlibError:
     """The error of ours that says what a client error means and what to do."""
     where = redact(url)
@@ -152,10 +144,8 @@ def translate(error: Exception, url: str) -> StreamlibError:
         )
     if code == "NOPERM" or isinstance(error, redis.exceptions.NoPermissionError):
         return RedisUnavailable(f"Redis at {where} denies a command: {error}; grant the user that right")
-    if _is_certificate_refused(error):
-        return RedisUnavailable(
-            f"Redis at {where} has a certificate that we do not trust: {error}; check redis.ca_file and the host's name"
-        )
+    if refused := handshake_error(error):
+        return RedisUnavailable(f"Redis at {where} {told(refused, error)}")
     if error_class is ErrorClass.CONFIG:
         return RedisUnavailable(f"Redis at {where} refused our credentials or setup: {error}; check redis.url")
     if error_class is ErrorClass.PAUSE:
@@ -170,4 +160,13 @@ def translate(error: Exception, url: str) -> StreamlibError:
         return RedisUnfit(f"Redis at {where} is read-only, a replica; point redis.url at the primary")
     if error_class is ErrorClass.BUG:
         return StreamlibError(f"Redis at {where} answered unexpectedly: {error}")
-    return RedisUnavailable(f"Redis at {where} is not reachable: {error}; is it running, is redis.url right?")
+    return RedisUnavailable(f"Redis at {where} is not reachable: {error}; {_doubts(error, url)}?")
+
+
+def _doubts(error: Exception, url: str) -> str:
+    doubts = "is it running, is redis.url right"
+    if not url.startswith("embedded:") and is_encrypted(url):
+        return f"{doubts}, does that port speak TLS, and without a certificate of ours (ssl_certfile=)"
+    if str(error).endswith(_ENDED):
+        return f"{doubts}, does that port want TLS (rediss://, or tls=1 with several servers)"
+    return doubts

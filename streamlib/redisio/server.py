@@ -10,7 +10,7 @@ import msgspec
 import redis.exceptions
 from msgspec import Struct
 
-from streamlib.redisio.address import is_encrypted
+from streamlib.redisio.address import is_encrypted, is_verified
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import ErrorClass, classify
 from streamlib.redisio.scripts import Executes
@@ -112,6 +112,7 @@ def _check_one(info: ServerInfo, settings: Settings) -> list[Finding]:
         _cluster(info, settings),
         _persistence(info),
         _access(info, settings),
+        _finding("tls", not_verified(settings.redis.url), "who answers is verified, or TLS is off", fatal=False),
     ]
     if not info.address:
         return found
@@ -163,6 +164,17 @@ def not_encrypted(info: ServerInfo, url: str) -> Problem | None:
         return None
     why = "whoever is on the way reads passwords and events, and can change them"
     return Problem("the connection to it is not encrypted", why, "use TLS: rediss://, or ?tls=1 with several servers")
+
+
+def not_verified(url: str) -> Problem | None:
+    """TLS with whoever answers."""
+    if is_verified(url):
+        return None
+    return Problem(
+        "TLS does not verify who answers",
+        "whoever is on the way can pose as this server, and then reads passwords and events and changes them",
+        "leave ssl_cert_reqs and ssl_check_hostname out of redis.url, and name your authority in redis.ca_file",
+    )
 
 
 def _version(info: ServerInfo) -> Finding:

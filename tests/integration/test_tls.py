@@ -3,7 +3,7 @@
 import asyncio
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,20 +12,13 @@ import trustme
 
 from streamlib.errors import RedisUnavailable
 from streamlib.redisio.connection import RedisDoor
-from streamlib.redisio.failures import CLIENT_ERRORS, ErrorClass, classify, translate
+from streamlib.redisio.failures import ErrorClass, classify, translate
 from tests.cli.conftest import SHOP, command_line, environment
 from tests.helpers.publishing import open_door
 from tests.helpers.servers import HOST, RedisProc
-from tests.helpers.tls import TLS_SERVERS, Tls
+from tests.helpers.tls import Tls
 
 Servers = Callable[..., RedisProc]
-
-
-@pytest.fixture(params=TLS_SERVERS)
-def tls(own_server: Servers, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tls]:
-    running = Tls(own_server, request.param, tmp_path)
-    yield running
-    running.close()
 
 
 async def test_tls_under_an_authority_of_ones_own(tls: Tls) -> None:
@@ -82,18 +75,6 @@ async def assert_certificate_refused(door: RedisDoor, reason: str) -> None:
         assert isinstance(found, RedisUnavailable)
         assert re.search(f"certificate that we do not trust: .*({reason}).*; check redis.ca_file", str(found)), found
     thread.close()
-
-
-async def test_a_server_without_tls_is_not_reached_by_tls_nor_the_other_way_round(
-    tls: Tls, own_server: Servers
-) -> None:
-    plain = own_server()
-    async with open_door(plain.url.replace("redis:", "rediss:"), ca_file=tls.ca_file, timeout_s=1) as door:
-        with pytest.raises(CLIENT_ERRORS):
-            await door.execute("PING")
-    async with open_door(f"redis://{HOST}:{tls.port(HOST)}", timeout_s=1) as door:
-        with pytest.raises(CLIENT_ERRORS):
-            await door.execute("PING")
 
 
 def test_a_worker_over_tls(tls: Tls, tmp_path: Path) -> None:

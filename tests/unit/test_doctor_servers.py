@@ -136,6 +136,11 @@ def test_eviction_that_was_allowed_is_a_warning() -> None:
         ("sentinel://127.0.0.1:1/streams", "10.0.0.2:6379", ["not_encrypted"]),
         ("sentinel://127.0.0.1:1/streams?tls=1", "10.0.0.2:6379", []),
         ("cluster://10.0.0.2:1", "127.0.0.1:6379", []),
+        ("rediss://redis.example:6379?ssl_cert_reqs=none", "", ["not_verified"]),
+        ("rediss://redis.example:6379?ssl_check_hostname=0", "", ["not_verified"]),
+        ("rediss://redis.example:6379?ssl_cert_reqs=required&ssl_check_hostname=true", "", []),
+        ("sentinel://127.0.0.1:1/streams?tls=1&ssl_cert_reqs=none", "10.0.0.2:6379", ["not_verified"]),
+        ("cluster://10.0.0.2:1?ssl_check_hostname=no&tls=1", "10.0.0.2:6379", ["not_verified"]),
         ("embedded://data", "", []),
     ],
 )
