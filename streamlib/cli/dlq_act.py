@@ -54,13 +54,18 @@ def replay(given: Given, ids: tuple[str, ...], filters: Filters, dry_run: bool, 
         "replayed": counts["REPLAYED"] + counts["GONE"],
         "done": counts["DONE"],
         "busy": counts["BUSY"],
-        "refused": counts["refused"],
+        "refused": counts["refused"] + counts["CUT"],
     }
     print_counts(answer, as_json=as_json)
     if answer["done"]:
         note(f"{answer['done']} were completed meanwhile and stay dead letters; `dlq purge` removes them")
     if answer["busy"]:
         note(f"{answer['busy']} are being processed or come again anyway, and stay dead letters")
+    if counts["CUT"]:
+        note(
+            f"{counts['CUT']} are only the beginning of an entry that its stream does not hold any more, or that the "
+            "server cannot send: raise its client-output-buffer-limit"
+        )
     if answer["done"] or answer["busy"] or answer["refused"]:
         given.ctx.exit(Exit.PARTLY)
 

@@ -12,6 +12,7 @@ from streamlib.redisio.again import Again, pack
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.dead_letter import DeadLetter
 from streamlib.redisio.failures import CLIENT_ERRORS, error_code
+from streamlib.redisio.large_entries import Room, is_cut
 from streamlib.redisio.marks import Marks, members, plan_of
 from streamlib.redisio.scripts import Executes, Script
 
@@ -31,6 +32,8 @@ class Replay(enum.IntEnum):
     GONE = 1
     DONE = 2
     BUSY = 3
+    CUT = 5
+    """The letter has only the beginning of its entry, which is gone, or cannot be sent by the server."""
 
 
 async def scan(
@@ -47,15 +50,15 @@ async def scan(
     What arrives during the scan is left out: a replayed event that dies again is not met a second time.
     Raises WrongKeyType.
     """
-    key = keys.dead(group)
-    newest = await _range(redis, "XREVRANGE", key, "+", "-", 1)
+    pages = _Pages(redis, keys.dead(group))
+    newest = await pages.range("XREVRANGE", "+", "-", 1)
     if not newest:
         return
     last = newest[0][0]
     low = "-" if since_ms is None else str(since_ms)
     high = last if until_ms is None or _ms(last) < until_ms else str(until_ms)
     command, start, end = ("XREVRANGE", high, low) if newest_first else ("XRANGE", low, high)
-    while page := await _range(redis, command, key, start, end, PAGE):
+    while page := await pages.range(command, start, end, PAGE):
         for entry in page:
             yield entry
         start = f"({page[-1][0]}"
@@ -63,7 +66,7 @@ async def scan(
 
 async def read(redis: RedisDoor, keys: StreamKeys, group: str, entry_id: str) -> Fields | None:
     """The fields of one dead letter, None if there is none of this id. Raises WrongKeyType."""
-    found = await _range(redis, "XRANGE", keys.dead(group), entry_id, entry_id, 1)
+    found = await _Pages(redis, keys.dead(group)).range("XRANGE", entry_id, entry_id, 1)
     return found[0][1] if found else None
 
 
@@ -81,7 +84,10 @@ async def replay(
 
     Safe to send twice: the second answer is GONE.
     """
-    body = pack(Again(letter.entry_id, 0, 0, "replayed", letter.fields))
+    fields = await _whole(redis, keys, letter) if is_cut(letter.fields) else letter.fields
+    if not fields:
+        return Replay.CUT
+    body = pack(Again(letter.entry_id, 0, 0, "replayed", fields))
     marks, code, tries = Marks(), _OTHER_PLAN, 0
     while code == _OTHER_PLAN:
         marks.learn(keys.stream, (await plan_of(redis, keys, group)).text, tries)
@@ -95,6 +101,12 @@ async def replay(
     return Replay(code)
 
 
+async def _whole(redis: Executes, keys: StreamKeys, letter: DeadLetter) -> Fields:
+    """The fields of the entry of which the letter has the beginning; none where they cannot be had."""
+    entries = await Room(1).entries_of(redis, keys.stream, [letter.entry_id.encode()])
+    return [] if not entries or is_cut(entries[0][1]) else entries[0][1]
+
+
 async def delete(redis: RedisDoor, keys: StreamKeys, group: str, dead_ids: Sequence[str]) -> int:
     """Delete dead letters; how many of them were there."""
     deleted = 0
@@ -103,22 +115,35 @@ async def delete(redis: RedisDoor, keys: StreamKeys, group: str, dead_ids: Seque
     return deleted
 
 
-async def _range(
-    redis: RedisDoor, command: str, key: str, start: str, end: str, count: int
-) -> list[tuple[str, Fields]]:
-    async def once() -> list[tuple[str, Fields]]:
-        reply = await redis.execute(command, key, start, end, "COUNT", count)
-        return [(entry_id.decode(), fields) for entry_id, fields in reply]
+class _Pages:
+    """Reads of a stream of dead letters, smaller ones after one that was more than the server could send."""
 
-    try:
-        return await redis.persist(once, give_up_s=redis.settings.retry_s)
-    except CLIENT_ERRORS as error:
-        if error_code(error) == "WRONGTYPE":
-            raise WrongKeyType(
-                f"the key {key} should be a stream of dead letters, but holds another type; "
-                "rename or remove that key, or set redis.namespace"
-            ) from error
-        raise
+    def __init__(self, redis: RedisDoor, key: str) -> None:
+        self._redis = redis
+        self._key = key
+        self._most = PAGE
+
+    async def range(self, command: str, start: str, end: str, count: int) -> list[tuple[str, Fields]]:
+        """Up to `count` entries. Raises WrongKeyType."""
+        try:
+            return await self._redis.persist(
+                lambda: self._once(command, start, end, count), give_up_s=self._redis.settings.retry_s
+            )
+        except CLIENT_ERRORS as error:
+            if error_code(error) == "WRONGTYPE":
+                raise WrongKeyType(
+                    f"the key {self._key} should be a stream of dead letters, but holds another type; "
+                    "rename or remove that key, or set redis.namespace"
+                ) from error
+            raise
+
+    async def _once(self, command: str, start: str, end: str, count: int) -> list[tuple[str, Fields]]:
+        try:
+            reply = await self._redis.execute(command, self._key, start, end, "COUNT", min(count, self._most))
+        except CLIENT_ERRORS:
+            self._most = max(self._most // 4, 1)
+            raise
+        return [(entry_id.decode(), fields) for entry_id, fields in reply]
 
 
 def _ms(entry_id: str) -> int:

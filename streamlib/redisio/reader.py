@@ -14,6 +14,8 @@ from streamlib.keys import StreamKeys
 from streamlib.message import Message
 from streamlib.redisio.again import unpack
 from streamlib.redisio.delivery import Delivery, How
+from streamlib.redisio.failures import CLIENT_ERRORS, ErrorClass, classify
+from streamlib.redisio.large_entries import Entry, Room, check_whole
 from streamlib.redisio.scripts import Executes
 
 _DEEP = 100
@@ -114,19 +116,42 @@ class Reader:
         return received
 
     async def take_over(
-        self, redis: Executes, partition: int, again: bool, *, idle_ms: int, cursor: str, count: int
+        self, redis: Executes, partition: int, again: bool, *, idle_ms: int, cursor: str, count: int, room: Room
     ) -> tuple[str, list[Received], Missing]:
         """Entries nobody touched for `idle_ms`, from `cursor` on; the next cursor ("0-0" at the end)."""
         keys = self.partitions[partition]
         stream = keys.again(self._group) if again else keys.stream
-        reply = await redis.execute("XAUTOCLAIM", stream, self._group, self._consumer, idle_ms, cursor, "COUNT", count)
-        found = [
-            receive(keys, partition, again, "reclaimed", self._codec, *entry)
-            for entry in reply[1]
-            if entry and entry[1]
-        ]
+        asked = ("XAUTOCLAIM", stream, self._group, self._consumer, idle_ms, cursor, "COUNT", count)
+        if room.bounded:
+            reply = await redis.execute(*asked, "JUSTID")
+            entries = await _piecewise(redis, stream, reply[1], room)
+        else:
+            try:
+                reply = await redis.execute(*asked)
+            except CLIENT_ERRORS as error:
+                room.failed(error)
+                raise
+            entries = [entry for entry in reply[1] if entry and entry[1]]
+        found = [receive(keys, partition, again, "reclaimed", self._codec, *entry) for entry in entries]
         gone = [entry_id.decode() for entry_id in (reply[2] if len(reply) > 2 else ())]
         return reply[0].decode(), found, Missing(stream, gone)
+
+
+async def _piecewise(redis: Executes, stream: str, ids: list[bytes], room: Room) -> list[Entry]:
+    """All of these entries that exist, in as many reads as it takes."""
+    found: list[Entry] = []
+    while ids:
+        try:
+            some = await room.entries_of(redis, stream, ids)
+        except CLIENT_ERRORS as error:
+            if room.least or classify(error) is not ErrorClass.NETWORK:
+                raise
+            continue
+        if not some:
+            break
+        found += some
+        ids = ids[ids.index(some[-1][0]) + 1 :]
+    return found
 
 
 def receive(
@@ -152,6 +177,7 @@ def receive(
             error = problem
     if error is None:
         try:
+            check_whole(origin_id, fields)
             message = codec.read(origin_id, fields)
         except DecodeError as problem:
             error = problem

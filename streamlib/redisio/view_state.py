@@ -7,7 +7,9 @@ from typing import Any
 from msgspec import Struct
 
 from streamlib.codec import Fields
+from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.indexes import ViewKeys
+from streamlib.redisio.large_entries import Room
 from streamlib.redisio.scripts import Executes
 
 ROLLED_BACK = "source_rolled_back"
@@ -53,9 +55,16 @@ async def mark_halted(redis: Executes, keys: ViewKeys) -> None:
 
 
 async def read_entries(
-    redis: Executes, stream: str, after: str, count: int, block_ms: int | None
+    redis: Executes, stream: str, after: str, count: int, block_ms: int | None, room: Room
 ) -> list[tuple[str, Fields]]:
-    """The entries behind `after`, waiting up to `block_ms` for the first; None does not wait."""
+    """The entries behind `after`, at most `count` and what there is `room` for, waiting up to `block_ms` for the first;
+    None does not wait."""
+    if room.bounded and (some := await room.entries_after(redis, stream, after, count)):
+        return [(entry_id.decode(), fields) for entry_id, fields in some]
     block = [] if block_ms is None else ["BLOCK", block_ms]
-    reply = await redis.execute("XREAD", "COUNT", count, *block, "STREAMS", stream, after)
+    try:
+        reply = await redis.execute("XREAD", "COUNT", count, *block, "STREAMS", stream, after)
+    except CLIENT_ERRORS as error:
+        room.failed(error)
+        raise
     return [(entry_id.decode(), fields) for entry_id, fields in reply[0][1]] if reply else []

@@ -38,6 +38,7 @@ class OwnedIntake:
         shares: Shares,
         *,
         settings: WorkerSettings,
+        payload_bytes: int,
         gate: Gate,
         metrics: GroupMetrics,
     ) -> None:
@@ -48,6 +49,7 @@ class OwnedIntake:
         self._keys = list(partitions)
         self._shares = shares
         self._settings = settings
+        self._payload_bytes = payload_bytes
         self._gate = gate
         self._metrics = metrics
         self._stop = asyncio.Event()
@@ -64,6 +66,7 @@ class OwnedIntake:
             consumer_name=self._group.consumer,
             codec=self._spec.topic.codec,
             settings=self._settings,
+            payload_bytes=self._payload_bytes,
             inbox=self.inbox,
             consumer=consumer,
             gate=self._gate,

@@ -41,6 +41,7 @@ class OwnedParts(Struct, frozen=True, kw_only=True):
     consumer_name: str
     codec: Codec
     settings: WorkerSettings
+    payload_bytes: int
     inbox: KeyInbox
     consumer: Consumer
     gate: Gate
@@ -135,6 +136,7 @@ class OwnedPartition:
             worker_id=parts.worker_id,
             consumer=parts.consumer_name,
             epoch=epoch,
+            payload_bytes=parts.payload_bytes,
         )
 
     async def _read(

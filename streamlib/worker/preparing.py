@@ -12,6 +12,7 @@ from streamlib.errors import DecodeError, SchemaError, UnknownType
 from streamlib.event import Event, event_version, stored_name
 from streamlib.message import Message, entry_time_ms
 from streamlib.redisio.dead_letter import Failure
+from streamlib.redisio.large_entries import check_whole
 from streamlib.redisio.read_model import partition_of
 from streamlib.redisio.rows import check_row_id
 from streamlib.worker.projection import Projection
@@ -107,6 +108,7 @@ class Preparer:
     def _read_long(self, one: Prepared) -> Stop | None:
         topic, message = self._projection.topic, None
         try:
+            check_whole(one.entry.id, one.entry.fields)
             message = topic.codec.read(one.entry.id, one.entry.fields)
             one.event_id = message.id
             cls = topic.registry.find(message.type, message.version)

@@ -14,6 +14,7 @@ from streamlib.redisio.commits import MAX_BYTES, Answer, Verdict
 from streamlib.redisio.connection import Lane
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.generations import standing
+from streamlib.redisio.large_entries import Room
 from streamlib.redisio.registry import last_id, live_types
 from streamlib.redisio.view_state import ROLLED_BACK, START, ViewHead, mark_halted, read_entries, view_head
 from streamlib.worker.applying import Applier
@@ -62,6 +63,7 @@ class ProjectedPartition:
         self._metrics = feed.metrics
         self._away_before = ""
         self._count = _MOST_READ
+        self._room = Room(feed.settings.limits.payload_bytes)
         self._more = False
         self._fields = {"projection": feed.group, "topic": feed.projection.topic.name, "partition": partition}
 
@@ -196,8 +198,8 @@ class ProjectedPartition:
 
         async def read() -> list[RawEntry]:
             count = self._count
-            found = await self._persist(lambda: read_entries(lane, self._stream, after, count, block_ms))
-            self._more = len(found) == count
+            found = await self._persist(lambda: read_entries(lane, self._stream, after, count, block_ms, self._room))
+            self._more = len(found) == count or (self._room.bounded and bool(found))
             return [RawEntry.of(entry_id, fields) for entry_id, fields in found]
 
         return asyncio.create_task(read())

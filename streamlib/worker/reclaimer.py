@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from streamlib.keys import StreamKeys
 from streamlib.metrics.worker import GroupMetrics
 from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.large_entries import Room
 from streamlib.redisio.reader import Reader
 from streamlib.settings import WorkerSettings
 from streamlib.worker.consumer import Consumer
@@ -33,6 +34,7 @@ class Reclaimer:
         partitions: Sequence[StreamKeys],
         settings: WorkerSettings,
         metrics: GroupMetrics,
+        payload_bytes: int = 0,
     ) -> None:
         self._door = door
         self._reader = reader
@@ -41,8 +43,10 @@ class Reclaimer:
         self._metrics = metrics
         self._asked: dict[int, int] = {}
         self._failing: set[int] = set()
-        self._counts: dict[tuple[int, bool], int] = {}
-        self._cursors = {(number, again): "0-0" for number in range(len(partitions)) for again in (True, False)}
+        places = [(number, again) for number in range(len(partitions)) for again in (True, False)]
+        self._cursors = dict.fromkeys(places, "0-0")
+        # What comes again was read before, and is kept nowhere else: of that nothing is given up.
+        self._rooms = {(number, again): Room(0 if again else payload_bytes) for number, again in places}
 
     async def run_once(self, number: int) -> float:
         """Take over one page of each pending list of a partition; seconds until the next round.
@@ -51,7 +55,7 @@ class Reclaimer:
         """
         more = False
         for place in [place for place in self._cursors if place[0] == number]:
-            count = min(self._consumer.room_to_reclaim - sum(self._asked.values()), self._counts.get(place, _COUNT))
+            count = min(self._consumer.room_to_reclaim - sum(self._asked.values()), _COUNT)
             if count <= 0:
                 return _FULL_S * random.uniform(0.8, 1.2)
             more |= await self._page(place, count)
@@ -70,13 +74,10 @@ class Reclaimer:
                 idle_ms=self._settings.lease_ms * 2 // 3,
                 cursor=self._cursors[place],
                 count=count,
+                room=self._rooms[place],
             )
             self._failing.discard(partition)
-            if received:
-                self._counts[place] = min(self._counts.get(place, _COUNT) * 2, _COUNT)
         except Exception:
-            # It may have been more than the server's output buffer takes: that page would never come.
-            self._counts[place] = max(1, self._counts.get(place, _COUNT) // 2)
             self._cursors[place] = "0-0"
             self._failing.add(partition)
             raise

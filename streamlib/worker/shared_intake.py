@@ -38,6 +38,7 @@ class SharedIntake:
         partitions: Sequence[StreamKeys],
         *,
         settings: WorkerSettings,
+        payload_bytes: int,
         gate: Gate,
         metrics: GroupMetrics,
     ) -> None:
@@ -46,6 +47,7 @@ class SharedIntake:
         self._door = door
         self._keys = list(partitions)
         self._settings = settings
+        self._payload_bytes = payload_bytes
         self._gate = gate
         self._metrics = metrics
         self._fetchers: list[Fetcher] = []
@@ -59,7 +61,9 @@ class SharedIntake:
         reads = [numbered] if self._door.one_node else [{number: keys} for number, keys in numbered.items()]
         self._fetchers = [self._fetcher(partitions) for partitions in reads]
         reader = self._reader(numbered)
-        self._reclaimer = Reclaimer(self._door, reader, consumer, self._keys, self._settings, self._metrics)
+        self._reclaimer = Reclaimer(
+            self._door, reader, consumer, self._keys, self._settings, self._metrics, self._payload_bytes
+        )
         self._promoter = Promoter(self._door, self._keys, self._spec.group)
 
     def _reader(self, partitions: Mapping[int, StreamKeys]) -> Reader:

@@ -109,16 +109,17 @@ class GroupUnit:
 
     def _make_intake(self, group: Group) -> Intake:
         spec, shared, settings = self.spec, self._shared, self._shared.settings.worker
+        payload_bytes = shared.settings.limits.payload_bytes
         if not spec.ordered:
             shared.ownership.appear(spec.topic.name, spec.group)
             return SharedIntake(
                 spec, shared.consumer, shared.door, self.partitions,
-                settings=settings, gate=self._gate, metrics=self._metrics,
+                settings=settings, payload_bytes=payload_bytes, gate=self._gate, metrics=self._metrics,
             )  # fmt: skip
         shares = shared.ownership.shares(spec.topic, spec.group, spec.kind)
         return OwnedIntake(
             spec, group, shared.door, self.partitions, shares,
-            settings=settings, gate=self._gate, metrics=self._metrics,
+            settings=settings, payload_bytes=payload_bytes, gate=self._gate, metrics=self._metrics,
         )  # fmt: skip
 
     def _parts(self, group: Group) -> Parts:

@@ -79,8 +79,9 @@ _CLIENT = (
     Row(25, "connections are killed again and again",
         "workers reconnect and stay; nothing is lost"),
     Row(26, "a reply outgrows the server's output buffer",
-        "the next one asks for half as much, also when what was lost is reclaimed: it comes through piece by piece",
-        "an entry that outgrows it alone stays pending: publishing stores none above limits.payload_bytes"),
+        "the next one asks for less, in every kind of group: it comes piece by piece; an entry above "
+        "limits.payload_bytes that outgrows it alone is a dead letter with its beginning, and its neighbours flow",
+        "no entry within limits.payload_bytes is ever given up for it: doctor names a server whose limit is that low"),
     Row(27, "large events outgrow the worker's memory",
         "what is read ahead is bounded by bytes that were seen, not by their number alone"),
     Row(28, "the server forgets its scripts",

@@ -1,9 +1,10 @@
-"""The loop that is written by hand, run on a stream until everything there is done."""
+"""Streams read without a worker: by the loop that is written by hand, and by the reads of what is too large."""
 
 import asyncio
 
 from streamlib.keys import StreamKeys
 from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.large_entries import Entry, Room
 from streamlib.redisio.load import RawLoop
 from tests.helpers.waiting import eventually
 
@@ -30,3 +31,11 @@ async def read_by_hand(redis: RedisDoor, stream: StreamKeys) -> list[bytes]:
         running.cancel()
         await asyncio.wait({running})
     return handled
+
+
+async def read_bounded(redis: RedisDoor, stream: str) -> list[Entry]:
+    """The entries of a stream, read as after a reply that was lost for its size."""
+    room = Room()
+    room.failed(ConnectionError("closed by the server"))
+    assert room.bounded
+    return await room.entries_after(redis, stream, "0-0", 1_000)

@@ -14,6 +14,7 @@ from streamlib.keys import Keys
 from streamlib.redisio.claims import claim
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.delivery import Delivery
+from streamlib.redisio.large_entries import Room
 from streamlib.redisio.marks import Marks
 from streamlib.redisio.reader import Reader
 from streamlib.redisio.settler import Settled, Settlement, settle
@@ -58,7 +59,9 @@ class Partition:
         reader = Reader({0: self.keys}, GROUP, worker, NativeCodec())
         found: list[Delivery] = []
         for again in (True, False):
-            _, received, _ = await reader.take_over(self.door, 0, again, idle_ms=idle_ms, cursor="0-0", count=500)
+            _, received, _ = await reader.take_over(
+                self.door, 0, again, idle_ms=idle_ms, cursor="0-0", count=500, room=Room()
+            )
             found += (one.delivery for one in received)
         return found
 

@@ -38,7 +38,7 @@ from streamlib.redisio.retention import trim_once
 from streamlib.redisio.scripts import Arg, Executes, Script
 from streamlib.settings import RetentionSettings
 from streamlib.worker.projection import Projection
-from tests.helpers.by_hand import read_by_hand
+from tests.helpers.by_hand import read_bounded, read_by_hand
 from tests.helpers.cluster import ClusterTopology
 from tests.helpers.delivering import outcomes, running, settings
 from tests.helpers.waiting import eventually
@@ -188,6 +188,7 @@ async def test_every_script_keeps_to_its_slot(cluster: ClusterTopology, used: se
             assert (await replay.run(Pace(), lambda n: None)).replayed == EVENTS
             await eventually(lambda: outcomes(app, "mail").get("ok") == 2 * EVENTS)
         assert await read_by_hand(app.redis, streams[0])
+        assert await read_bounded(app.redis, streams[0].stream)
         await trim_once(app.redis, app.keys, moves.spec, RetentionSettings(max_len=1))
         await remove(app.redis, app.keys, "moves", "mail")
         assert await begin(app.redis, app.keys, ViewName("moves", "balances"), 2, "a fingerprint")

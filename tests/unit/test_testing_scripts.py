@@ -29,7 +29,7 @@ from streamlib.redisio.key_states import resume, skip
 from streamlib.redisio.scripts import Script
 from streamlib.testing import AppFactory, Handled
 from streamlib.testing.plugin import streamlib_app, streamlib_server
-from tests.helpers.by_hand import read_by_hand
+from tests.helpers.by_hand import read_bounded, read_by_hand
 from tests.helpers.source_tree import ROOT
 
 __all__ = ["streamlib_app", "streamlib_server"]
@@ -131,6 +131,7 @@ async def test_every_lua_script_runs_on_fakeredis(streamlib_app: AppFactory) -> 
         assert sorted(found) == [stream.idem("ledger", f"e{name}").encode() for name in ("o-1", "o-2")]
         assert await begin(app.redis, app.keys, ViewName("orders", "order-view"), 2, "fingerprint")
         assert len(await read_by_hand(app.redis, stream)) == 2
+        assert len(await read_bounded(app.redis, stream.stream)) == 2
         await money_is_moved(app, bank)
         await orders_run_again(app)
         loaded = await app.redis.execute("SCRIPT", "EXISTS", *(Script(name).sha for name in LUA))

@@ -10,6 +10,7 @@
 -- ARGV[5] at most so many entries of each stream
 -- ARGV[6] of S, the asker has every pending entry below this id
 -- ARGV[7] the same for `again`
+-- ARGV[8] "ids" to be told the ids of entries only, {id}, where the entries are too large for one reply; else ""
 --
 -- Returns the empty list when another worker or another epoch owns the partition: nothing is delivered. Else
 --   server ms, what it is ("pending" or "new"), entries of `again`, entries of S, ids of pending entries that do not
@@ -22,7 +23,7 @@ local owner = redis.call("HMGET", KEYS[1], "owner", "epoch")
 if owner[1] ~= ARGV[1] or owner[2] ~= ARGV[2] then
     return {}
 end
-local group, consumer, count = ARGV[3], ARGV[4], ARGV[5]
+local group, consumer, count, only_ids = ARGV[3], ARGV[4], ARGV[5], ARGV[8] == "ids"
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -35,7 +36,7 @@ local function existing(entries)
     local found = {}
     for _, entry in ipairs(entries) do
         if entry and entry[2] then
-            found[#found + 1] = entry
+            found[#found + 1] = only_ids and { entry[1] } or entry
         end
     end
     return found
