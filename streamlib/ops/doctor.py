@@ -15,6 +15,7 @@ from streamlib.ops.doctor_copies import check_clocks, check_copies, check_watche
 from streamlib.ops.doctor_groups import check_group, check_stranger, live_groups, look_at_groups, strangers
 from streamlib.ops.doctor_keys import LOOK_AT, Known, Lost, Scanned, check_keys, scan
 from streamlib.ops.doctor_server import check_node
+from streamlib.ops.doctor_streams import check_stream, look_at_streams
 from streamlib.ops.findings import ORDER, Diagnosis, not_looked_at
 from streamlib.redisio.connection import Lane, RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS, error_code
@@ -112,6 +113,7 @@ async def _groups(redis: RedisDoor, keys: Keys, findings: list[Diagnosis], lease
                 facts = await look_at_groups(redis, keys, topic, live, lease_ms)
                 count += len(facts)
                 findings += [found for one in facts for found in check_group(one)]
+                findings += [found for one in await look_at_streams(redis, keys, topic) for found in check_stream(one)]
                 findings += [check_stranger(one) for one in await strangers(redis, keys, topic)]
     return count
 

@@ -17,7 +17,8 @@ Code = Literal[
     "not_verified", "debug_allowed", "idle_timeout",
     "keepalive_off", "output_buffer_limit", "no_replicas", "replica_behind", "min_replicas_unset",
     "min_replicas_not_met", "sentinel_silent", "no_failover", "clock_skew", "clocks_apart", "stuck_pending",
-    "dead_group", "paused_group", "halted_keys", "dead_letters_growing", "unregistered_group", "keys_without_owner",
+    "dead_group", "paused_group", "halted_keys", "dead_letters_growing", "unregistered_group",
+    "ids_from_the_future", "keys_without_owner",
     "wrong_type", "not_looked_at",
 ]  # fmt: skip
 

@@ -123,7 +123,7 @@ _SERVER = (
         "what is optional is done without, or warned about; what is needed is named"),
     Row(44, "the server's clock jumps, or an entry has an id from the future",
         "epochs only grow, limits and ages stay sane, events flow on behind such an id, the last id refuses",
-        "nothing warns of such an id: no time is read from ids but ages, which are 0 then"),
+        "no time is read from ids but ages, which are 0 then; doctor names a stream whose ids lie over an hour ahead"),
     Row(45, "servers of different versions",
         "the scripts are those of Redis 7.0; newer commands are tried and done without"),
 )

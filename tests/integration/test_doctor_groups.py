@@ -92,6 +92,32 @@ async def test_delivered_events_with_nobody_to_reclaim_them(door: RedisDoor, cli
     assert await found(door) == {}
 
 
+@pytest.mark.row(44)
+async def test_an_id_from_the_future_is_named_with_its_stream(door: RedisDoor, client: redis.Redis) -> None:
+    await live(door)
+    now_ms = int(time.time() * 1000)
+    client.xadd(STREAM, {"id": "1", "type": "Made"}, id=f"{now_ms + 3_000_000}-0")
+    assert await found(door) == {}, "clocks may be apart"
+    client.xadd(OTHER, {"id": "1", "type": "Made"}, id="9999999999999-0")
+    told = await found(door)
+    assert {code: (one.severity, one.where) for code, one in told.items()} == {
+        "ids_from_the_future": ("warning", "stream orders.1")
+    }
+    assert "9999999999999-0, of 2286-11-20" in told["ids_from_the_future"].what
+    client.xdel(OTHER, "9999999999999-0")
+    assert "ids_from_the_future" in await found(door), "ids go on from there, though the entry is gone"
+
+
+@pytest.mark.row(44)
+async def test_a_stream_without_ids_left_is_a_danger(door: RedisDoor, client: redis.Redis) -> None:
+    await live(door)
+    last = (1 << 64) - 1
+    client.xadd(STREAM, {"id": "1", "type": "Made"}, id=f"{last}-{last}")
+    told = await found(door)
+    assert told["ids_from_the_future"].severity == "danger"
+    assert "a year above 9999" in told["ids_from_the_future"].what
+
+
 async def test_a_group_that_no_app_declared(door: RedisDoor, client: redis.Redis) -> None:
     client.xgroup_create(STREAM, "theirs")
     told = await found(door)
