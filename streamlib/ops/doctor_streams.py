@@ -46,7 +46,7 @@ def check_stream(facts: StreamFacts) -> list[Diagnosis]:
             what=f"its last id is {facts.last_id}, of {_when(facts.last_id)}; the server's clock is far behind that",
             why=f"{goes_on}; ages read 0, retention.max_age_s frees nothing behind that id until then, and a range by "
             "time does not find these events",
-            advice="find the program that adds entries under ids of its own (XADD with * leaves it to the server); bound "
+            advice="find the program that adds entries under ids of its own (XADD * leaves it to the server); bound "
             "the topic by retention.max_len, or go on in a new one (app.rekey copies), for ids never go back",
         )
     ]

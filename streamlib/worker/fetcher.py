@@ -29,6 +29,7 @@ class Fetcher:
         metrics: GroupMetrics,
         sharing: Callable[[], int] = lambda: 1,
     ) -> None:
+        self.partitions = frozenset(reader.partitions)
         self._lane = door.blocking(settings.block_ms)
         self._reader = reader
         self._consumer = consumer

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 from streamlib.worker.consumer import Consumer
 from streamlib.worker.inbox import Waits
 from streamlib.worker.work import Ended, Work
+
+Numbers = AbstractSet[int]
+"""Of partitions."""
+_NONE: Numbers = frozenset()
 
 Loop = Callable[[str, Callable[[], Awaitable[float]], Callable[[], bool]], Coroutine[Any, Any, None]]
 """(name, step, stopping) -> the loop that repeats the step through whatever Redis answers."""
@@ -65,6 +70,10 @@ class Intake(Protocol):
         """Whether halted keys are all that is left, also where more waits behind them than may be read."""
         ...
 
-    def polled_within(self, seconds: float) -> bool:
-        """Whether Redis answered reads lately, or there is nothing to read."""
+    def polled_within(self, seconds: float, silent: Numbers = _NONE, heard: Numbers = _NONE) -> bool:
+        """Whether Redis answered reads of some partition lately, or there is nothing to read.
+
+        `silent` partitions do not count: what is asked for them is refused. While there are any, one that we do not
+        want to read counts if it was `heard` of lately.
+        """
         ...

@@ -13,7 +13,7 @@ from streamlib.redisio.connection import RedisDoor
 from streamlib.settings import WorkerSettings
 from streamlib.worker.consumer import Consumer
 from streamlib.worker.handlers import GroupSpec
-from streamlib.worker.intake import Loop
+from streamlib.worker.intake import Loop, Numbers
 from streamlib.worker.key_inbox import KeyInbox
 from streamlib.worker.loops import end
 from streamlib.worker.owned_partition import OwnedPartition, OwnedParts
@@ -112,10 +112,16 @@ class OwnedIntake:
     async def leave(self, grace_s: float) -> bool:
         return await end(self._owning, grace_s=grace_s)
 
-    def polled_within(self, seconds: float) -> bool:
-        reading = [one for one in self._partitions if one.wants_to_read]
+    def polled_within(self, seconds: float, silent: Numbers = frozenset(), heard: Numbers = frozenset()) -> bool:
         since = time.monotonic() - seconds
-        return all(max(one.last_read or 0.0, one.lease.since, self._gate.opened_at) > since for one in reading)
+
+        def counts(number: int, one: OwnedPartition) -> bool:
+            if one.wants_to_read:
+                return max(one.last_read or 0.0, one.lease.since, self._gate.opened_at) > since
+            return not silent or number in heard
+
+        held = [(number, one) for number, one in enumerate(self._partitions) if one.lease.held]
+        return not held or any(counts(number, one) for number, one in held if number not in silent)
 
     @property
     def halted(self) -> list[tuple[int, str]]:

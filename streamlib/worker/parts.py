@@ -39,7 +39,7 @@ class Parts(Struct, frozen=True, kw_only=True):
 
     async def claim(self, deliveries: Sequence[Delivery], *, take_suspects: bool = False) -> list[Claimed]:
         """Claim for this worker; as `redisio.claims.claim`."""
-        with self.settling.answering:
+        with self.settling.answering.at(deliveries[0].keys.stream):
             return await claim(
                 self.door,
                 deliveries,

@@ -58,7 +58,7 @@ class Renewer:
         self._loop = loop
         self._on_error = on_error
         self._owned = owned
-        self.answering = Answering()
+        self.answering = Answering(apart=not door.one_node)
         """Whether Redis takes renewals: all that a worker asks while its handlers are busy with what it has."""
         self._failures: dict[str, float] = {}
         self._period_s = settings.lease_ms / 4000
@@ -88,11 +88,13 @@ class Renewer:
         """
         failed: dict[str, Exception] = {}
         give_up_at = time.monotonic() + self._period_s / 2
-        for name, renewal in sorted(self._due(), key=lambda named: self._failures.get(named[0], 0.0)):
+        due = self._due()
+        self.answering.forget_but({_stream_of(name) for name, _ in due})
+        for name, renewal in sorted(due, key=lambda named: self._failures.get(named[0], 0.0)):
             if name in self._failures and failed and time.monotonic() > give_up_at:
                 continue
             try:
-                with self.answering:
+                with self.answering.at(_stream_of(name)):
                     renewal(client)
             except CLIENT_ERRORS as error:
                 failed[name] = error
@@ -105,7 +107,7 @@ class Renewer:
     def _due(self) -> list[Renewal]:
         """Everything to renew: what it is called, and how."""
         chunks = [
-            (f"{stream}:{group}:{again}:{start}", held[start : start + _CHUNK])
+            (f"{{{stream}}}:{group}:{again}:{start}", held[start : start + _CHUNK])
             for (stream, group, again), held in self._inflight.by_stream().items()
             for start in range(0, len(held), _CHUNK)
         ]
@@ -167,3 +169,8 @@ class Renewer:
         logger.critical("event_loop_stalled", extra={"seconds": round(silent_s, 1), "pid": os.getpid()})
         faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
         os._exit(EXIT_STALLED)
+
+
+def _stream_of(name: str) -> str:
+    """The partition that a renewal is about, by its name; the name where it is about none."""
+    return name[1 : name.find("}")] if name.startswith("{") else name

@@ -117,9 +117,11 @@ class Worker:
             return False, "draining" if self._draining else "starting"
         within_s = self._parts.settings.worker.block_ms / 1000 + self._parts.settings.redis.timeout_s
         problems = [
-            f"{unit.spec.group}: no answer from Redis" for unit in self._units if not unit.polled_within(within_s)
+            f"{unit.spec.group}: no answer from Redis"
+            for unit in self._units
+            if not unit.polled_within(within_s, self._renewals_taken)
         ]
-        if not self._renewals_taken.within(within_s):
+        if self._renewals_taken.refuses("", within_s):
             problems.append("claims are not renewed: no answer from Redis")
         for name, projector in self._projectors.items():
             problems += [f"{name}: {problem}" for problem in projector.problems.values()]

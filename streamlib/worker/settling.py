@@ -85,7 +85,7 @@ class Settling:
         self._on_error = on_error
         self._on_settled = on_settled
         self._on_fenced = on_fenced
-        self.answering = Answering()
+        self.answering = Answering(apart=not door.one_node)
         self._queues: dict[Place, _Queue] = {}
         self._bug: BaseException | None = None
         self._running = False
@@ -191,7 +191,7 @@ class Settling:
         async def once() -> list[Settled]:
             nonlocal tries
             tries += 1
-            with self.answering:
+            with self.answering.at(settlements[0].delivery.keys.stream):
                 return await settle(
                     self._door,
                     settlements,

@@ -15,7 +15,7 @@ from streamlib.settings import WorkerSettings
 from streamlib.worker.consumer import Consumer
 from streamlib.worker.fetcher import Fetcher
 from streamlib.worker.handlers import GroupSpec
-from streamlib.worker.intake import Loop
+from streamlib.worker.intake import Loop, Numbers
 from streamlib.worker.loops import end
 from streamlib.worker.pausing import Gate
 from streamlib.worker.promoter import Promoter
@@ -123,10 +123,10 @@ class SharedIntake:
     def stands_still(self) -> bool:
         return False
 
-    def polled_within(self, seconds: float) -> bool:
-        return any(self._polled_within(fetcher, seconds) for fetcher in self._fetchers)
+    def polled_within(self, seconds: float, silent: Numbers = frozenset(), heard: Numbers = frozenset()) -> bool:
+        def counts(fetcher: Fetcher) -> bool:
+            last = fetcher.last_read
+            recent = last is not None and time.monotonic() - max(last, self._gate.opened_at) < seconds
+            return recent or (fetcher.waits_for_room and (not silent or not heard.isdisjoint(fetcher.partitions)))
 
-    def _polled_within(self, fetcher: Fetcher, seconds: float) -> bool:
-        last = fetcher.last_read
-        recent = last is not None and time.monotonic() - max(last, self._gate.opened_at) < seconds
-        return recent or fetcher.waits_for_room
+        return any(counts(fetcher) for fetcher in self._fetchers if not fetcher.partitions <= silent)

@@ -19,6 +19,7 @@ from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.marks import Marks
 from streamlib.redisio.publisher import Publisher
 from streamlib.settings import Settings
+from streamlib.worker.answering import Answering
 from streamlib.worker.consumer import Consumer
 from streamlib.worker.executor import Executor
 from streamlib.worker.handlers import GroupSpec, HandlerSpec
@@ -195,10 +196,16 @@ class GroupUnit:
             if isinstance(answer, BaseException):
                 raise answer
 
-    def polled_within(self, seconds: float) -> bool:
-        """Whether Redis answered a read of this group lately, or we do not want to read; and takes what it does."""
-        paused = self._shared.pauses.paused(self.spec.topic.name, self.spec.group)
-        return paused or (self.intake.polled_within(seconds) and self._settling.answering.within(seconds))
+    def polled_within(self, seconds: float, renewals: Answering | None = None) -> bool:
+        """Whether this group gets work of some partition: Redis answered a read lately, or we do not want to read, and
+        takes what it does."""
+        if self._shared.pauses.paused(self.spec.topic.name, self.spec.group):
+            return True
+        asked = [self._settling.answering, *([renewals] if renewals is not None else [])]
+        numbered = [(number, keys.stream) for number, keys in enumerate(self.partitions)]
+        silent = frozenset(n for n, stream in numbered if any(one.refuses(stream, seconds) for one in asked))
+        heard = frozenset(n for n, stream in numbered if any(one.takes(stream, seconds) for one in asked))
+        return len(silent) < len(numbered) and self.intake.polled_within(seconds, silent, heard)
 
     def cancel_handlers(self) -> None:
         self.consumer.cancel_handlers()

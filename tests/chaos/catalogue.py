@@ -150,7 +150,7 @@ _COPIES = (
     Row(55, "keys of one script lie in different slots",
         "none does: the server refuses undeclared keys, and every script runs under that rule"),
     Row(56, "a shard is lost",
-        "its partitions wait, the others go on; back, it is worked on"),
+        "its partitions wait, the others go on, workers stay ready for them; back, it is worked on"),
     Row(57, "recovery that works on one server only",
         "a killed worker on a cluster loses nothing; the conformance cases run in every place"),
 )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import redis
@@ -13,6 +14,7 @@ import redis.exceptions
 
 from streamlib import App, Context, Event, Retry
 from streamlib.redisio.connection import RedisDoor
+from streamlib.settings import RedisSettings
 from tests.helpers.delivering import running, settings
 from tests.helpers.oracle import ledger
 from tests.helpers.waiting import eventually
@@ -25,18 +27,24 @@ class Placed(Event):
     n: int
 
 
+class Named(Event):
+    name: str
+
+
 class Fault:
     """Scripts and commands of one partition that hang or fail while it is on; nothing else is touched."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.hangs = True
+        self.streams = ["orders.1"]
         self.hit = 0
         self._over = asyncio.Event()
         self._over.set()
         execute = RedisDoor.execute
 
         async def faulty(door: RedisDoor, *command: Any) -> Any:
-            touched = any("orders.1" in (arg.decode() if isinstance(arg, bytes) else str(arg)) for arg in command[:6])
+            words = [arg.decode() if isinstance(arg, bytes) else str(arg) for arg in command[:6]]
+            touched = any(stream in word for stream in self.streams for word in words)
             if touched and not self._over.is_set():
                 self.hit += 1
                 if self.hangs:
@@ -102,6 +110,44 @@ async def test_other_partitions_go_on(redis_url: str, client: redis.Redis, fault
             await eventually(lambda: ledger(client, STREAMS, GROUP, [*lost, *kept]).settled)
     again = {one for ids in (lost, kept) for one in ids[::10]}
     assert runs == {one: 2 if one in again else 1 for one in (*lost, *kept)}
+
+
+@pytest.mark.row(56)
+@pytest.mark.parametrize("ordering", ["none", "key"])
+async def test_a_worker_is_ready_while_any_partition_is_in_reach_and_not_when_none_is(
+    redis_url: str, client: redis.Redis, fault: Fault, monkeypatch: pytest.MonkeyPatch, ordering: Literal["none", "key"]
+) -> None:
+    """All that there is to claim lies on the lost node; the other one has nothing to do, and would."""
+    monkeypatch.setattr(RedisDoor, "one_node", False)  # as on a cluster: partitions are read one by one
+    quick = RedisSettings(url=redis_url, timeout_s=0.3)
+    app = App("lost", settings=settings("", sections={"redis": quick}))
+    orders = app.topic("orders", Named, key="name", partitions=2)
+
+    @app.handler(orders, group=GROUP, ordering=ordering)
+    async def send(event: Named) -> None: ...
+
+    def add(partition: int, event_id: str) -> None:  # as another program does, which reaches it
+        data = {"id": event_id, "type": "Named", "v": "1", "key": "a", "data": '{"name": "a"}'}
+        client.xadd(f"orders.{partition}", data)  # type: ignore[arg-type]
+
+    def owned() -> int:
+        return client.exists(*(f"{{{stream}}}:owner:{GROUP}" for stream in STREAMS))
+
+    async with app, running(app) as one:
+        await eventually(lambda: one.worker.readiness()[0] and (ordering == "none" or owned() == len(STREAMS)))
+        fault.begin(hangs=False)
+        add(1, "e-1")
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5:  # three times as long as it takes to say that nothing is answered
+            await asyncio.sleep(0.05)
+            assert one.worker.readiness() == (True, "ready")
+        assert fault.hit > 0
+        fault.streams = STREAMS
+        add(0, "e-0")
+        await eventually(lambda: one.worker.readiness() == (False, f"{GROUP}: no answer from Redis"))
+        fault.end()
+        await eventually(lambda: one.worker.readiness()[0])
+        await eventually(lambda: ledger(client, STREAMS, GROUP, ["e-0", "e-1"]).settled)
 
 
 async def test_more_than_one_partition_fills_is_not_read_ahead(
