@@ -71,6 +71,7 @@ def summary(found: Found) -> dict[str, Any]:
         "reason": found.letter.reason,
         "error": found.letter.error,
         "attempts": found.letter.attempts,
+        "replays": found.letter.replays,
         "at": found.at,
         "fingerprint": found.letter.fingerprint,
     }

@@ -107,6 +107,7 @@ async def archived(redis: RedisDoor, place: Place) -> AsyncIterator[bytes]:
             "state": "dead", "dead_id": dead_id, "entry_id": letter.entry_id, "attempts": letter.attempts,
             "reason": letter.reason, "error": letter.error, "traceback": letter.traceback,
             "fingerprint": letter.fingerprint, "consumer": letter.consumer, "at_ms": letter.at_ms,
+            "replays": letter.replays,
         }  # fmt: skip
         yield _line(place, about, letter.fields)
 

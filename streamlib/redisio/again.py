@@ -16,7 +16,7 @@ class Again(Struct, frozen=True, array_like=True):
 
     `entry_id` is the event's first entry in S, `attempts` the runs already spent, `parked_ms` when it was first parked
     (ms since 1970, 0 if it never was), `why` one of retry, parked, returned, replayed; `fields` the entry's own fields,
-    untouched.
+    untouched; `replays` how often it came back from the dead letters.
     """
 
     entry_id: str
@@ -24,6 +24,7 @@ class Again(Struct, frozen=True, array_like=True):
     parked_ms: int
     why: str
     fields: list[bytes]
+    replays: int = 0
 
 
 _ENTRY_ID = re.compile(r"\d+-\d+")

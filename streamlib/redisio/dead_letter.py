@@ -1,4 +1,4 @@
-"""What a dead letter looks like: the entry's own fields, then nine fields that say why it died."""
+"""What a dead letter looks like: how often it was replayed, the entry's own fields, then nine that say why it died."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMES = (
     b"dl-reason", b"dl-error", b"dl-traceback", b"dl-fingerprint", b"dl-attempts", b"dl-entry", b"dl-group",
     b"dl-consumer", b"dl-at",
 )  # fmt: skip
-_PACKED = b"dl-packed"
+_PACKED, _REPLAYS = b"dl-packed", b"dl-replays"
 _MOST_PARTS = 6_000
 _MAX_ERROR = 2_000
 _MAX_TRACEBACK = 16_000
@@ -60,6 +60,13 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     group: str
     consumer: str
     at_ms: int
+    replays: int = 0
+    """How often the event had been replayed from the dead letters before."""
+
+
+def counted(fields: Fields, replays: int) -> Fields:
+    """An entry's own fields, with the number of its replays ahead of them where there were any."""
+    return [_REPLAYS, b"%d" % replays, *fields] if replays else fields
 
 
 def dead_letter_fields(
@@ -87,12 +94,15 @@ def parse_dead_letter(stored: Fields) -> DeadLetter | None:
     own, extra = stored[:-18], stored[-18:]
     if tuple(extra[::2]) != _NAMES:
         return None
+    own, replays = _unpacked(own), 0
+    if own[:1] == [_REPLAYS] and own[1].isdigit():
+        own, replays = own[2:], int(own[1])
     text = [value.decode("utf-8", "replace") for value in extra[1::2]]
     reason, error, trace, mark, attempts, entry_id, group, consumer, at_ms = text
     return DeadLetter(
-        fields=_unpacked(own), reason=reason, error=error, traceback=trace, fingerprint=mark,
+        fields=own, reason=reason, error=error, traceback=trace, fingerprint=mark,
         attempts=int(attempts) if attempts.isdigit() else 0, entry_id=entry_id, group=group, consumer=consumer,
-        at_ms=int(at_ms) if at_ms.isdigit() else 0,
+        at_ms=int(at_ms) if at_ms.isdigit() else 0, replays=replays,
     )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ async def replay(
     fields = await _whole(redis, keys, letter) if is_cut(letter.fields) else letter.fields
     if not fields:
         return Replay.CUT
-    body = pack(Again(letter.entry_id, 0, 0, "replayed", fields))
+    body = pack(Again(letter.entry_id, 0, 0, "replayed", fields, letter.replays + 1))
     marks, code, tries = Marks(), _OTHER_PLAN, 0
     while code == _OTHER_PLAN:
         marks.learn(keys.stream, (await plan_of(redis, keys, group)).text, tries)

@@ -17,9 +17,10 @@ class Delivery(Struct, kw_only=True, eq=False, gc=False):
     """An entry in the pending list of this worker's consumer.
 
     `again` tells the two streams apart, `entry_id` is the entry's id in the one it was read from, `origin_id` its id
-    in S; `event_id` is the idempotency key's; `attempts` are the runs spent before; `parked_ms` is when it was first
-    parked (0: never). `epoch` is the one in which this worker owns the partition, 0 in groups without owners; `key` is
-    the event's ("" where it has none, or where it could not be read).
+    in S; `event_id` is the idempotency key's; `attempts` are the runs spent before, `replays` how often it came back
+    from the dead letters; `parked_ms` is when it was first parked (0: never). `epoch` is the one in which this worker
+    owns the partition, 0 in groups without owners; `key` is the event's ("" where it has none, or where it could not be
+    read).
     """
 
     keys: StreamKeys
@@ -31,6 +32,7 @@ class Delivery(Struct, kw_only=True, eq=False, gc=False):
     fields: Fields
     how: How
     attempts: int = 0
+    replays: int = 0
     parked_ms: int = 0
     epoch: int = 0
     key: str = ""

@@ -13,7 +13,7 @@ from streamlib.codec import Fields
 from streamlib.errors import DecodeError
 from streamlib.keys import StreamKeys
 from streamlib.redisio.again import unpack
-from streamlib.redisio.dead_letter import told_fields
+from streamlib.redisio.dead_letter import counted, told_fields
 from streamlib.redisio.scripts import Executes, Script
 
 _change = Script("key_state")
@@ -150,6 +150,7 @@ def _own_fields(entry_id: str, again: bool, fields: Fields) -> Fields:
     if not again:
         return fields
     try:
-        return unpack(entry_id, fields).fields
+        kept = unpack(entry_id, fields)
+        return counted(kept.fields, kept.replays)
     except DecodeError:
         return fields

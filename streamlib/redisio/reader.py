@@ -167,12 +167,13 @@ def receive(
 ) -> Received:
     """What an entry is to a worker: its event's envelope, or why there is none."""
     entry_id = origin_id = raw_id.decode()
-    event_id, attempts, parked_ms, message, error = "", 0, 0, None, None
+    event_id, attempts, replays, parked_ms, message, error = "", 0, 0, 0, None, None
     if again:
         try:
             kept = unpack(entry_id, fields)
             event_id = fields[1].decode("utf-8", "replace")
-            attempts, parked_ms, origin_id, fields = kept.attempts, kept.parked_ms, kept.entry_id, kept.fields
+            attempts, replays, parked_ms = kept.attempts, kept.replays, kept.parked_ms
+            origin_id, fields = kept.entry_id, kept.fields
         except DecodeError as problem:
             error = problem
     if error is None:
@@ -191,6 +192,7 @@ def receive(
         fields=fields,
         how=how,
         attempts=attempts,
+        replays=replays,
         parked_ms=parked_ms,
         epoch=epoch,
         key=message.key if message else _raw_key(fields),

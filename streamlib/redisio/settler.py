@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from streamlib.codec import Fields
 from streamlib.redisio.again import Again, pack
-from streamlib.redisio.dead_letter import Failure, dead_letter_fields
+from streamlib.redisio.dead_letter import Failure, counted, dead_letter_fields
 from streamlib.redisio.delivery import Delivery, fenced
 from streamlib.redisio.marks import Marks, Members, agreed, members
 from streamlib.redisio.scripts import Arg, Executes, Script
@@ -92,7 +92,7 @@ def give_back(delivery: Delivery, *, claimed: bool) -> Settlement:
 def bury(delivery: Delivery, failure: Failure, *, attempts: int, group: str, consumer: str, now_ms: int) -> Settlement:
     """The event goes to the group's dead letters."""
     fields = dead_letter_fields(
-        delivery.fields,
+        counted(delivery.fields, delivery.replays),
         failure,
         attempts=attempts,
         entry_id=delivery.origin_id,
@@ -195,7 +195,7 @@ def _plain_first(plain: Sequence[int], count: int) -> list[int]:
 
 
 def _again(delivery: Delivery, attempts: int, parked_ms: int, why: str) -> Again:
-    return Again(delivery.origin_id, attempts, parked_ms, why, delivery.fields)
+    return Again(delivery.origin_id, attempts, parked_ms, why, delivery.fields, delivery.replays)
 
 
 def _line(text: str) -> bytes:

@@ -180,8 +180,9 @@ _EVENTS = (
         "a scheduled retry is remembered beyond its due time; done marks for the whole window",
         "done and ack are one script, so no redelivery meets an expired mark; copies sent after the window run"),
     Row(69, "dead-lettering or replaying breaks off",
-        "letter and ack are one script, refused it leaves the event pending; replayed by many, an event comes once",
-        "replays are an operator's act and not counted"),
+        "letter and ack are one script, refused it leaves the event pending; replayed by many, an event comes once; "
+        "its letter tells how often it was replayed",
+        "replays are an operator's act, so nothing caps them"),
     Row(70, "one event id, two payloads",
         "the second producer gets IdempotencyConflict"),
     Row(71, "retries, kills and rebalancing against the order of a key",

@@ -14,6 +14,7 @@ from tests.cli.conftest import Cli, Result, command_line, environment
 
 LS_FIELDS = {
     "id", "topic", "partition", "group", "event_id", "type", "reason", "error", "attempts", "at", "fingerprint",
+    "replays",
 }  # fmt: skip
 BAD = [f'{{"type":"OrderCreated","data":{{"order_id":"o-{n}","total":-1}},"id":"e-{n}"}}' for n in range(5)]
 

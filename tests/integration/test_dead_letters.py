@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import redis
 
+from streamlib import App, Retry
 from streamlib.errors import NotFound, RedisUnavailable, StreamlibError, WrongKeyType
 from streamlib.event import Event, Registry
 from streamlib.keys import Keys
@@ -22,6 +23,7 @@ from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.registry import declare_group, declare_topic
 from streamlib.settings import RedisSettings
 from streamlib.topic import TopicSpec
+from tests.helpers.delivering import burst, settings
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.servers import RedisProc
 
@@ -116,9 +118,33 @@ async def test_replay_moves_the_event_to_again_and_forgets_its_attempts(yard: Ya
     assert yard.dead() == 0
     [(event_id, again)] = yard.again()
     assert event_id == "e-1"
-    assert again == Again(found.letter.entry_id, 0, 0, "replayed", found.letter.fields)
+    assert again == Again(found.letter.entry_id, 0, 0, "replayed", found.letter.fields, 1)
     assert yard.client.get("{orders}:idem:email:e-1") == b"r"
     assert 0 < int(yard.client.pttl("{orders}:idem:email:e-1")) <= WINDOW_S * 1000
+
+
+@pytest.mark.row(69)
+@pytest.mark.parametrize("ordering", ["none", "key"])
+async def test_an_event_that_dies_again_tells_how_often_it_was_replayed(
+    redis_url: str, client: Any, ordering: Literal["none", "key"]
+) -> None:
+    app = App("again", settings=settings(redis_url))
+    orders = app.topic("orders", Ordered, key="order_id")
+
+    @app.handler(orders, group="email", ordering=ordering, retry=Retry(max_attempts=2, base=0.01, cap=0.02))
+    async def send(event: Ordered) -> None:
+        raise ValueError("every time")
+
+    async with app:
+        letters = DeadLetters(app.redis, app.keys, window_s=WINDOW_S)
+        await orders.publish(Ordered(order_id="o-1"), id="e-1")
+        [(_, entry)] = client.xrange("orders")
+        for replays in range(3):
+            await burst(app)
+            [found] = [one async for one in letters.find(Filters(group="email"))]
+            assert (found.event_id, found.letter.replays, found.letter.attempts) == ("e-1", replays, 2)
+            assert found.letter.fields == _flat(entry), "its own fields, untouched"
+            assert await letters.replay([found]) == {Replay.REPLAYED: 1}
 
 
 async def test_replay_after_the_window_needs_no_mark(yard: Yard) -> None:
