@@ -62,7 +62,10 @@ async def claim(
     async def ask(told: Members) -> Any:
         return await _claim.run(
             redis,
-            [keys.suspect(group), keys.owner(group), keys.marks(group), *keys.idems(group, event_ids), *told.keys],
+            [
+                keys.suspect(group), keys.owner(group), keys.marks(group), keys.again(group),
+                *keys.idems(group, event_ids), *told.keys,
+            ],
             [
                 worker_id, lease_ms, window_ms, mode, epoch, len(deliveries), *told.head,
                 *[d.ref for d in deliveries], *told.digests,

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from streamlib.redisio.failures import CLIENT_ERRORS
-from streamlib.redisio.settler import bury, done, give_back, retry
+from streamlib.redisio.settler import ack, bury, done, give_back, retry
 from tests.helpers.delivering import GROUP, LEASE_MS, WINDOW_MS, Partition, a_partition
 from tests.helpers.settling import FAILURE
 
@@ -113,6 +113,21 @@ async def test_an_event_handed_back_is_claimed_by_its_entry_in_again(redis_url: 
         assert (returned.event_id, returned.origin_id) == ("e-1", held.entry_id)
         assert await p.claim([copy, returned], "w2") == [("DUPLICATE", 0), ("RUN", 0)]
         assert p.state("e-1") == f"c w2:a{returned.entry_id}"
+
+
+@pytest.mark.row(4)
+async def test_an_entry_of_again_that_another_worker_has_settled_is_a_duplicate(redis_url: str) -> None:
+    """Else the event is lost: its next entry is taken for a copy of one that is not there any more."""
+    async with a_partition(redis_url) as p:
+        await p.settle([give_back(one, claimed=True) for one in await p.held("e-1")])
+        [slow] = await p.take("w1")
+        [taken] = await p.take_over("w2")
+        assert await p.claim([taken], "w2") == [("RUN", 0)]
+        await p.settle([give_back(taken, claimed=True)], "w2")
+        assert await p.claim([slow], "w1") == [("DUPLICATE", 0)]
+        await p.settle([ack(slow)], "w1")
+        assert p.state("e-1") == "r", "it still waits for whoever reads its next entry"
+        assert await p.claim(await p.take("w3"), "w3") == [("RUN", 0)]
 
 
 @pytest.mark.parametrize("mark", ["d", "x"])

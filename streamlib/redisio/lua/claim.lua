@@ -3,8 +3,9 @@
 -- KEYS[1]      {S}:suspect:<group>
 -- KEYS[2]      {S}:owner:<group>
 -- KEYS[3]      {S}:done:<group>
--- KEYS[4..n+3] {S}:idem:<group>:<event id>, one per entry
--- KEYS[n+4..]  where done marks are members: per entry {S}:done:<group>:<segment>:<shard> of each segment of the plan
+-- KEYS[4]      {S}:again:<group>
+-- KEYS[5..n+4] {S}:idem:<group>:<event id>, one per entry
+-- KEYS[n+5..]  where done marks are members: per entry {S}:done:<group>:<segment>:<shard> of each segment of the plan
 -- ARGV[1]      worker id
 -- ARGV[2]      lease, ms
 -- ARGV[3]      idempotency window, ms: how long a claim outlives its worker, as evidence that it was started
@@ -18,7 +19,8 @@
 --
 -- Returns 1, and three numbers for each entry that is not simply to be run: its place (from 1), and
 --   0, starts  run it; starts > 0 counts the workers that died while they held it
---   1, 0       duplicate: another entry of this event carries on, or the event has ended
+--   1, 0       duplicate: another entry of this event carries on, or the event has ended; or this is an entry of `again`
+--              that somebody has settled since it was read, and another one comes in its place
 --   2, ms      busy: another worker holds this entry for ms more
 --   3, 0       suspect: the worker that held this entry let its deadline pass (only in "normal" mode)
 -- or the empty list: fenced, another worker or another epoch owns the partition; nothing is written;
@@ -28,7 +30,7 @@
 -- to it: a claim of ours from an earlier epoch is a suspect at once, for whoever owns a partition again has let all that
 -- ran there end, and what became of it was not recorded.
 
-local SUSPECT, OWNER, MARKS, BEFORE_IDEM, BEFORE_REFS = KEYS[1], KEYS[2], KEYS[3], 3, 8
+local SUSPECT, OWNER, MARKS, AGAIN, BEFORE_IDEM, BEFORE_REFS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 4, 8
 local RUN, DUPLICATE, BUSY, IS_SUSPECT = 0, 1, 2, 3
 local worker, lease_ms, take_suspects = ARGV[1], tonumber(ARGV[2]), ARGV[4] == "suspects"
 if ARGV[5] ~= "0" then
@@ -76,9 +78,15 @@ if has_msetex and not are_members and claim_all_as_new() then
     return { 1 }
 end
 
+-- Whether this is an entry of `again` that is still there. A run of one that is not could leave nothing behind.
+local function still_comes(ref)
+    local id = string.match(ref, "^a(.*)$")
+    return id and #redis.call("XRANGE", AGAIN, id, id) > 0
+end
+
 -- What becomes of an entry whose event is known: one of the codes above and its number.
 local function decide(state, ref)
-    if state == "h" .. ref or (state == "r" and string.sub(ref, 1, 1) == "a") then
+    if state == "h" .. ref or (state == "r" and still_comes(ref)) then
         return RUN, 0
     elseif string.sub(state, 1, 1) ~= "c" then
         return DUPLICATE, 0
