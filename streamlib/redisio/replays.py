@@ -14,6 +14,7 @@ from streamlib.errors import Fenced
 from streamlib.keys import StreamKeys
 from streamlib.message import Message
 from streamlib.redisio.again import Again, pack
+from streamlib.redisio.marks import Marks, Members, agreed, members
 from streamlib.redisio.scripts import Arg, Executes, Script
 
 _begin = Script("replay_begin")
@@ -196,7 +197,7 @@ async def step(
     Whether it stands at the end of this batch now, and where it stands. Safe to send twice. Raises Fenced when a later
     run has taken over, and what the client raises.
     """
-    reply = await _step.run(redis, _keys(keys, group, batch), _args(group, number, behind, batch, window_ms, "0"))
+    reply = await _ask(redis, keys, group, batch, [number, behind, batch.upto, window_ms, KEPT_MS, "0"])
     if not reply:
         raise Fenced(f"another replay of group {group!r} has begun in the place of this one (--anew)")
     code, position, *totals = reply
@@ -207,25 +208,26 @@ async def look(redis: Executes, keys: StreamKeys, group: str, batch: Batch) -> l
     """What would become of the events of a batch. Writes nothing. Raises what the client raises."""
     if not batch.events:
         return []
-    codes = await _step.run(redis, _keys(keys, group, batch), _args(group, 0, "", batch, 0, "1"))
+    _, *codes = await _ask(redis, keys, group, batch, [0, "", batch.upto, 0, KEPT_MS, "1"])
     return [Outcome(code) for code in codes]
 
 
-def _keys(keys: StreamKeys, group: str, batch: Batch) -> list[str]:
-    idem = keys.idems(group, [one.message.id for one in batch.events])
-    return [keys.stream, keys.again(group), keys.retry(group), keys.replay(group), keys.marks(group), *idem]
-
-
-def _args(group: str, number: int, behind: str, batch: Batch, window_ms: int, looking: str) -> Sequence[Arg]:
+async def _ask(redis: Executes, keys: StreamKeys, group: str, batch: Batch, run: Sequence[Arg]) -> Any:
+    """The reply of replay_range.lua, of which `run` are ARGV[2..7]; without bodies when it only looks."""
+    event_ids, marks, looks = [one.message.id for one in batch.events], Marks(), run[-1] == "1"
     out = batch.left_out
-    args: list[Arg] = [
-        group, number, behind, batch.upto, window_ms, KEPT_MS, looking,
-        out.filtered, out.foreign, out.not_delivered, out.copies,
-    ]  # fmt: skip
-    for one in batch.events:
-        body = b"" if looking == "1" else pack(Again(one.entry_id, 0, 0, "replayed", one.fields))
-        args += (one.entry_id, one.message.id, body)
-    return args
+
+    async def ask(told: Members) -> Any:
+        args: list[Arg] = [
+            group, *run, out.filtered, out.foreign, out.not_delivered, out.copies, marks.plan(keys.stream).text,
+        ]  # fmt: skip
+        for one, digest in zip(batch.events, told.digests, strict=True):
+            body = b"" if looks else pack(Again(one.entry_id, 0, 0, "replayed", one.fields))
+            args += (one.entry_id, one.message.id, digest, body)
+        named = [keys.stream, keys.again(group), keys.retry(group), keys.replay(group), keys.marks(group)]
+        return await _step.run(redis, [*named, *keys.idems(group, event_ids), *told.keys], args)
+
+    return await agreed(marks, keys.stream, lambda: members(marks, keys, group, event_ids), ask)
 
 
 def _flat(reply: list[Any]) -> dict[bytes, Any]:

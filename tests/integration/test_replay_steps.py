@@ -13,7 +13,8 @@ from streamlib.ops.pace import Pace
 from streamlib.redisio import replays
 from streamlib.redisio.again import Again, unpack
 from streamlib.redisio.failures import CLIENT_ERRORS
-from streamlib.redisio.replays import Batch, Candidate, Plan, Progress, Totals
+from streamlib.redisio.marks import digest_of
+from streamlib.redisio.replays import Batch, Candidate, Outcome, Plan, Progress, Totals
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.replaying import GROUP, Topic, a_topic
 
@@ -44,6 +45,29 @@ async def test_it_copies_the_entry_as_it_is(redis_url: str) -> None:
         again = unpack(again_id.decode(), [part for pair in named.items() for part in pair])
         fields = [part for pair in t.client.xrange("orders")[0][1].items() for part in pair]
         assert again == Again(entry_id, 0, 0, "replayed", fields)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+async def test_an_event_that_has_ended_is_replayed_though_a_copy_waits_in_the_pending_list(
+    redis_url: str, compact: bool
+) -> None:
+    """The copy would be acknowledged as a duplicate: it is no run that makes the replay needless."""
+    async with a_topic(redis_url) as t:
+        first, copy = t.put("e-1"), t.put("e-1")
+        t.deliver(ack=False)
+        t.client.xack("orders", GROUP, copy)
+        if compact:
+            digest = digest_of("e-1")
+            t.client.hset(t.streams[0].marks(GROUP), mapping={"plan": "1.1", "count": 1})
+            t.client.sadd(t.streams[0].mark_set(GROUP, 1, 0), digest)
+            t.client.pexpire(t.streams[0].marks(GROUP), 60_000)
+            t.client.pexpire(t.streams[0].mark_set(GROUP, 1, 0), 60_000)
+        else:
+            t.mark("e-1", "d")
+        what = batch(t, first)
+        assert await replays.look(t.door, t.streams[0], GROUP, what) == [Outcome.REPLAYED]
+        assert await step(t, 1, "", what) == (True, Progress(first, Totals(replayed=1)))
+        assert t.again() == ["e-1"]
 
 
 @pytest.mark.row(21)

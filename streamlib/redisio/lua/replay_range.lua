@@ -6,6 +6,7 @@
 -- KEYS[4]      {S}:replay:<group>: how far the run has come on this partition, and its totals
 -- KEYS[5]      {S}:done:<group>: it exists where done marks are members of sets
 -- KEYS[6..n+5] {S}:idem:<group>:<event id>, one per event
+-- KEYS[n+6..]  per event the sets that may hold its done mark, one per segment of the plan
 -- ARGV[1]      group
 -- ARGV[2]      number of the run; a later run of the group has a greater one
 -- ARGV[3]      id of the entry behind which this batch begins, "" at the start of the range
@@ -14,15 +15,17 @@
 -- ARGV[6]      how long the progress is kept, ms
 -- ARGV[7]      "1" to look only: nothing is written
 -- ARGV[8..11]  entries that were left out: filtered, foreign, not_delivered, copies
--- then per event: its entry id, its event id, the body of its entry of `again`
+-- ARGV[12]     the plan of the sets of done marks as the asker knows it
+-- then per event: its entry id, its event id, the digest of that, the body of its entry of `again`
 --
--- Returns, when it is only to look, one code per event:
+-- Returns, when it is only to look, 1 and a code per event:
 --   0 replayed  it has ended as done, or nothing is known of it: it would be copied
 --   1 busy      claimed, or delivered and not acknowledged: it runs anyway
 --   2 waiting   it comes again anyway
 --   3 dead      among the dead letters, which have a way out of their own
 -- else 1, the position, and the totals of the run on this partition in the order of NAMES below;
 -- or 0 and the same, when the run stands at another position: nothing was written;
+-- or 2 and the plan that stands, where the asker knows another one: nothing was written;
 -- or the empty list when a later run has taken over: nothing was written.
 -- Sent twice it answers the same: the position is at the end of this batch then, and the totals are those of the first.
 -- XADD is the first write (HSET where nothing is copied): when Redis is full nothing has happened.
@@ -30,6 +33,7 @@
 local NAMES = { "replayed", "busy", "waiting", "dead", "filtered", "foreign", "not_delivered", "copies" }
 local REPLAYED, BUSY, WAITING, DEAD = 0, 1, 2, 3
 local S, AGAIN, RETRY, PROGRESS, MARKS, FIRST_KEY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], 6
+local FIRST_EVENT, PER_EVENT = 13, 4
 local group, run, behind, upto, looking = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[7] == "1"
 for i, wanted in ipairs({ "stream", "stream", "zset", "hash" }) do
     local kind = redis.call("TYPE", KEYS[i]).ok
@@ -67,8 +71,25 @@ if not looking then
     end
 end
 
-local function decide(key, entry_id, event_id)
-    local state = redis.call("GET", key)
+local plan = redis.call("HGET", MARKS, "plan") or ""
+if plan ~= ARGV[12] then
+    return { 2, plan }
+end
+local count = (#ARGV - FIRST_EVENT + 1) / PER_EVENT
+local segments = count > 0 and (#KEYS - FIRST_KEY + 1 - count) / count or 0
+
+local function state_of(i, digest)
+    local state = redis.call("GET", KEYS[FIRST_KEY + i - 1])
+    local first = FIRST_KEY + count + (i - 1) * segments
+    for at = first, state and 0 or first + segments - 1 do
+        if redis.call("SISMEMBER", KEYS[at], digest) == 1 then
+            return "d"
+        end
+    end
+    return state
+end
+
+local function decide(state, entry_id, event_id)
     if not state then
         if #redis.call("XPENDING", S, group, entry_id, entry_id, 1) > 0 then
             return BUSY -- read, but not claimed yet
@@ -83,22 +104,22 @@ local function decide(key, entry_id, event_id)
 end
 
 local codes = {}
-for i = FIRST_KEY, #KEYS do
-    local at = 12 + (i - FIRST_KEY) * 3
-    codes[#codes + 1] = decide(KEYS[i], ARGV[at], ARGV[at + 1])
+for i = 1, count do
+    local at = FIRST_EVENT + (i - 1) * PER_EVENT
+    codes[i] = decide(state_of(i, ARGV[at + 2]), ARGV[at], ARGV[at + 1])
 end
 if looking then
-    return codes
+    return { 1, unpack(codes) }
 end
 
 local remembered_ms = ARGV[5]
-if redis.call("EXISTS", MARKS) == 1 then -- the old done mark, which counts where no key tells more, must not outlive it
+if plan ~= "" then -- the old done mark, which counts where no key tells more, must not outlive it
     remembered_ms = string.format("%.0f", 2 * ARGV[5])
 end
 for i, code in ipairs(codes) do
     if code == REPLAYED then
-        local at = 12 + (i - 1) * 3
-        redis.call("XADD", AGAIN, "*", "id", ARGV[at + 1], "body", ARGV[at + 2])
+        local at = FIRST_EVENT + (i - 1) * PER_EVENT
+        redis.call("XADD", AGAIN, "*", "id", ARGV[at + 1], "body", ARGV[at + 3])
         redis.call("SET", KEYS[FIRST_KEY + i - 1], "r", "PX", remembered_ms)
     end
     totals[code + 1] = totals[code + 1] + 1
