@@ -33,14 +33,16 @@ WINDOW_MS = 60_000
 class Partition:
     """One partition stream with one group, worked on by workers that exist in name only."""
 
-    def __init__(self, door: RedisDoor, client: redis.Redis) -> None:
+    def __init__(self, door: RedisDoor, client: redis.Redis, group: str = GROUP, *, window_ms: int = WINDOW_MS) -> None:
         self.door = door
         self.client: Any = client
+        self.group = group
+        self.window_ms = window_ms
         self.keys = Keys().stream(STREAM, 0, 1)
-        self.again = self.keys.again(GROUP)
+        self.again = self.keys.again(group)
         self.marks: dict[str, Marks] | None = {} if COMPACT else None
         for stream in (self.keys.stream, self.again):
-            client.xgroup_create(stream, GROUP, "0", mkstream=True)
+            client.xgroup_create(stream, group, "0", mkstream=True)
 
     def add(self, event_id: str, data: str = "{}") -> str:
         """Store an event as any producer might; its entry id."""
@@ -51,16 +53,16 @@ class Partition:
 
     async def take(self, worker: str = "w1", count: int = 500) -> list[Delivery]:
         """What a read by this worker brings: returning events first."""
-        reader = Reader({0: self.keys}, GROUP, worker, NativeCodec())
+        reader = Reader({0: self.keys}, self.group, worker, NativeCodec())
         return [one.delivery for one in await reader.read(self.door, count=count, block_ms=None)]
 
-    async def take_over(self, worker: str, *, idle_ms: int = 0) -> list[Delivery]:
-        """What a reclaim by this worker brings."""
-        reader = Reader({0: self.keys}, GROUP, worker, NativeCodec())
+    async def take_over(self, worker: str, *, idle_ms: int = 0, count: int = 500) -> list[Delivery]:
+        """What a reclaim by this worker brings, up to `count` entries of either stream."""
+        reader = Reader({0: self.keys}, self.group, worker, NativeCodec())
         found: list[Delivery] = []
         for again in (True, False):
             _, received, _ = await reader.take_over(
-                self.door, 0, again, idle_ms=idle_ms, cursor="0-0", count=500, room=Room()
+                self.door, 0, again, idle_ms=idle_ms, cursor="0-0", count=count, room=Room()
             )
             found += (one.delivery for one in received)
         return found
@@ -72,10 +74,10 @@ class Partition:
         answers = await claim(
             self.door,
             deliveries,
-            group=GROUP,
+            group=self.group,
             worker_id=worker,
             lease_ms=lease_ms,
-            window_ms=WINDOW_MS,
+            window_ms=self.window_ms,
             take_suspects=suspects,
             marks=self.marks_of(worker),
         )
@@ -93,7 +95,7 @@ class Partition:
         self, settlements: Sequence[Settlement], worker: str = "w1", *, resent: bool = False
     ) -> list[bool]:
         answers = await settle(
-            self.door, settlements, group=GROUP, worker_id=worker, window_ms=WINDOW_MS, resent=resent,
+            self.door, settlements, group=self.group, worker_id=worker, window_ms=self.window_ms, resent=resent,
             marks=self.marks_of(worker),
         )  # fmt: skip
         return [answer is not Settled.LOST for answer in answers]
@@ -104,15 +106,15 @@ class Partition:
 
     def state(self, event_id: str) -> str:
         """The idempotency key: "" for none, "d", "x", "r", or "c <worker>:<entry ref>" without its deadline."""
-        raw: Any = self.client.get(self.keys.idem(GROUP, event_id))
-        if raw is None and is_member(self.client, STREAM, GROUP, event_id):
+        raw: Any = self.client.get(self.keys.idem(self.group, event_id))
+        if raw is None and is_member(self.client, STREAM, self.group, event_id):
             return "d"
         text = (raw or b"").decode()
         return f"c {text.partition(':')[2]}" if text.startswith("c") else text
 
     def expire(self, event_id: str) -> None:
         """Let the claim's deadline lie in the past, as after a lease without renewal."""
-        key = self.keys.idem(GROUP, event_id)
+        key = self.keys.idem(self.group, event_id)
         raw: Any = self.client.get(key)
         self.client.set(key, b"c1:" + raw.partition(b":")[2], keepttl=True)
 
@@ -120,7 +122,7 @@ class Partition:
         """Per pending entry ("a" before those of `again`): its consumer and its delivery count."""
         found: dict[str, tuple[str, int]] = {}
         for mark, stream in (("", self.keys.stream), ("a", self.again)):
-            rows: Any = self.client.xpending_range(stream, GROUP, "-", "+", 10_000)
+            rows: Any = self.client.xpending_range(stream, self.group, "-", "+", 10_000)
             for row in rows:
                 ref = mark + row["message_id"].decode()
                 found[ref] = (row["consumer"].decode(), row["times_delivered"])
@@ -130,7 +132,7 @@ class Partition:
         """Every key with its serialized value: equal before and after means that nothing was written; the plan of done
         marks aside."""
         keys: Any = self.client.keys()
-        return {key: self.client.dump(key) for key in keys if key.decode() != self.keys.marks(GROUP)}
+        return {key: self.client.dump(key) for key in keys if key.decode() != self.keys.marks(self.group)}
 
 
 @asynccontextmanager

@@ -107,6 +107,7 @@ class Rig:
         on_error: OnError = "dead-letter",
         lease_ms: int = 2_000,
         block_ms: int = 100,
+        door: RedisDoor | None = None,
         **topic: Any,
     ) -> None:
         self.keys = Keys()
@@ -115,7 +116,7 @@ class Rig:
             worker=WorkerSettings(lease_ms=lease_ms, reclaim_ms=100, block_ms=block_ms),
             idempotency=IdempotencySettings(window_s=600),
         )
-        self.door = RedisDoor.open(self.settings.redis)
+        self.door = door or RedisDoor.open(self.settings.redis)
         self.topic = TopicSpec(
             name=TOPIC,
             registry=Registry([Opened, Moved, Closed, Noted]),

@@ -1,0 +1,6 @@
+"""Machines assert outside of test modules: what they compared is shown all the same."""
+
+import pytest
+
+MACHINES = ("delivery_machine", "delivery_model", "view_machine", "view_model")
+pytest.register_assert_rewrite(*(f"tests.properties.{name}" for name in MACHINES))
