@@ -33,7 +33,7 @@ _HOMES = {
     "streamlib.message": ("Position",),
     "streamlib.producer": ("Topic",),
     "streamlib.read_model": ("Exact", "Ordered", "Page", "Prefix", "ReadModel"),
-    "streamlib.retry": ("Retry",),
+    "streamlib.retry": ("Breaker", "Retry"),
     "streamlib.settings": ("Settings", "load_settings"),
     "streamlib.worker.context": ("BatchContext", "Context"),
 }

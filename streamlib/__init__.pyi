@@ -24,7 +24,7 @@ from streamlib.eventsourcing.repository import Recorded, Repository
 from streamlib.message import Position
 from streamlib.producer import Topic
 from streamlib.read_model import Exact, Ordered, Page, Prefix, ReadModel
-from streamlib.retry import Retry
+from streamlib.retry import Breaker, Retry
 from streamlib.settings import Settings, load_settings
 from streamlib.worker.context import BatchContext, Context
 
@@ -34,6 +34,7 @@ __all__ = [
     "Answer",
     "App",
     "BatchContext",
+    "Breaker",
     "Command",
     "CommandFailed",
     "ConcurrencyConflict",

@@ -21,7 +21,7 @@ from streamlib.metrics.worker import WorkerMetrics
 from streamlib.producer import Topic
 from streamlib.read_model import Index, ReadModel
 from streamlib.redisio.limits import read_limits
-from streamlib.retry import Retry
+from streamlib.retry import Breaker, Retry
 from streamlib.settings import Settings
 from streamlib.topic import TopicSpec, Unknown, checked_id
 from streamlib.versions import Upcaster
@@ -123,6 +123,7 @@ class App(Connected):
         rate: str | None = None,
         group_concurrency: int | None = None,
         rerun: str = "ok",
+        breaker: Breaker | None = None,
     ) -> Callable[[F], F]:
         """Declare a handler of a consumer group: `(event: E | F, ctx)`, or `(events: list[E], ctx)` for batches.
 
@@ -135,7 +136,9 @@ class App(Connected):
         other keys run beside it. A failing event keeps its own key waiting; after the last attempt it goes to the dead
         letters and the key goes on, or with `on_dead="block"` the key stands still until an operator runs
         `streamlib keys resume` or `skip`.
-        `rerun="never"` sends an event whose run failed or crashed to the dead letters. Raises DeclarationError.
+        `rerun="never"` sends an event whose run failed or crashed to the dead letters.
+        `breaker` keeps the group's events in Redis while what its handlers call is down, instead of spending their
+        attempts; all handlers of a group declare the same. Raises DeclarationError.
         The group's name is state: renamed, it starts anew at the first event.
         """
 
@@ -149,6 +152,7 @@ class App(Connected):
                 limits=read_limits(f"group {group!r}", rate, group_concurrency),
                 ordering=ordering,
                 on_dead=on_dead,
+                breaker=breaker,
             )
             self._check_group_name(topic, group, self.projections)
             self.groups[topic.name, group] = self._group(topic, group).with_handler(spec)

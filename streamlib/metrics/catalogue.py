@@ -97,6 +97,8 @@ METRICS: tuple[Metric, ...] = (
         "Owned partitions that are not read, for worker.parked events wait there.",
         _GROUP,
     ),
+    Metric("breaker_open", "gauge", "1 while a circuit breaker lets at most probes of this group start here.", _GROUP),
+    Metric("breaker_openings", "counter", "Times a circuit breaker opened, without failed probes.", _GROUP),
     Metric("inflight_events", "gauge", "Events claimed by this process and not settled.", _GROUP),
     Metric("concurrency_limit", "gauge", "Events this process may run at once."),
     Metric("worker_ready", "gauge", "1 while this process can claim work."),

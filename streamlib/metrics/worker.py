@@ -262,6 +262,11 @@ class GroupMetrics:
         self._parked.set(events)
         self._full.set(full)
 
+    def breaker(self, is_open: bool) -> None:
+        """The group's circuit breaker has opened, or is closed; told once at the start, by groups that have one."""
+        self._made.gauges["breaker_open"].labels(*self._labels).set(is_open)
+        self._made.counters["breaker_openings"].labels(*self._labels).inc(is_open)
+
     def polled(self) -> None:
         """Redis answered a read of this group just now."""
         self._last_poll.set(time.time())

@@ -32,8 +32,8 @@ class Failed(Struct, frozen=True):
 
 
 def recorded(spec: GroupSpec, failures: list[Failed]) -> GroupSpec:
-    """The same group, whose handlers note failed runs in `failures`; they run as before, and ordered ones again without
-    delay."""
+    """The same group, whose handlers note failed runs in `failures`; they run as before, ordered ones again without
+    delay, and without a breaker: its pauses are of the clock's, and a test waits for none."""
     handlers = tuple(_recorded_handler(spec, handler, failures) for handler in spec.handlers)
     return GroupSpec(spec.topic, spec.group, handlers)
 
@@ -71,6 +71,7 @@ def _recorded_handler(spec: GroupSpec, handler: HandlerSpec, failures: list[Fail
         function=wrap(function, True, _come_at_once, _ignore) if ordered else function,
         takes_context=True,
         retry=at_once if ordered else handler.retry,
+        breaker=None,
     )
 
 

@@ -14,13 +14,13 @@ from streamlib.message import entry_time_ms
 from streamlib.redisio.claims import Claimed, Verdict
 from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.reader import Received
-from streamlib.redisio.settler import ack
+from streamlib.redisio.settler import ack, give_back
 from streamlib.worker.claiming import Claiming
 from streamlib.worker.decoding import Decoding
 from streamlib.worker.inbox import Inbox, Waits
 from streamlib.worker.inflight import InFlight, Key
 from streamlib.worker.lanes import Lanes
-from streamlib.worker.limiter import AHEAD_S
+from streamlib.worker.limiter import AHEAD_S, UNLIMITED
 from streamlib.worker.parts import Parts
 from streamlib.worker.strangers import Strangers
 from streamlib.worker.suspects import Steps, Suspects
@@ -43,6 +43,7 @@ class Admission:
         self._inbox = inbox
         self._claiming = claiming
         self._limiter = parts.limiter
+        self._circuit = parts.circuit
         self._decoding = Decoding(parts.spec.topic, parts.group, parts.payload_bytes, parts.settings.unknown_ttl_s)
         self._by_class: Mapping[type[Event], Lanes] = {cls: one for one in lanes for cls in one.handler.events}
         self._by_type: dict[tuple[str, int], Lanes] = {}
@@ -81,12 +82,13 @@ class Admission:
     def choose(self) -> list[Choice]:
         """What may leave the inbox now: all that needs no lane, and per handler as many as it has room for.
 
-        In a group with a limit only what has a permit, and can start this moment.
+        In a group with a limit only what has a permit, and can start this moment; one by one while its circuit breaker
+        is half-open.
         """
         limiter, claiming, started, throttled = self._limiter, self._claiming, 0, 0
         if not limiter.active and not len(self._inbox):
             return []
-        permits = limiter.available
+        permits, most = limiter.available, self._probes_left() if self._circuit.half_open else UNLIMITED
         room = {lanes: (lanes.free if limiter.active else lanes.room) - claiming.taken(lanes) for lanes in self._lanes}
         chosen: list[Choice] = []
         if self._comes_once and not (self._laneless or limiter.active or any(free > 0 for free in room.values())):
@@ -96,7 +98,7 @@ class Admission:
             nonlocal started, throttled
             lanes = self.lanes_of(received)
             if lanes is not None:
-                if room[lanes] <= 0:
+                if room[lanes] <= 0 or started + throttled >= most:
                     return False
                 room[lanes] -= 1
                 if started >= permits:
@@ -109,8 +111,14 @@ class Admission:
         self._inbox.take(wanted, claiming.partitions)
         if limiter.active:
             limiter.take(started)
-            limiter.want(throttled, min(len(self._inbox), sum(lanes.startable(AHEAD_S) for lanes in self._lanes)))
+            soon = min(len(self._inbox), sum(lanes.startable(AHEAD_S) for lanes in self._lanes), most)
+            limiter.want(throttled, soon)
         return chosen
+
+    def _probes_left(self) -> int:
+        probes = sum(self._claiming.taken(lanes) for lanes in self._lanes)
+        probes += sum(work.probe for lanes in self._lanes for work in lanes.works())
+        return max(1 - probes, 0)
 
     def lanes_of(self, received: Received) -> Lanes | None:
         message = received.message
@@ -203,10 +211,15 @@ class Admission:
         """What is ours goes to its lanes; what cannot be read, or is handled elsewhere, to its end."""
         self.leave([received for received, _ in claimed])
         inflight, now_s, waits = self._parts.inflight, time.time(), list[float]()
+        half_open = self._circuit.half_open
         for received, lanes in claimed:
             delivery, message = received.delivery, received.message
             if lanes is None or message is None:
                 self._hold_to_settle(delivery, self._decoding.unreadable(received, self.strangers.elsewhere))
+                continue
+            if self._parts.gate.closed:  # while we claimed
+                self._hold_to_settle(delivery, Ended(give_back(delivery, claimed=True), "released"))
+                self._limiter.unused(1)
                 continue
             event = self._decoding.decode(received, lanes.handler.name)
             if isinstance(event, Ended):
@@ -216,7 +229,7 @@ class Admission:
             inflight.add(delivery, self._group, lanes.lost)
             if delivery.how == "new":
                 waits.append(now_s - entry_time_ms(delivery.origin_id) / 1000)
-            lanes.put(Work(delivery, message, event, lanes.handler))
+            lanes.put(Work(delivery, message, event, lanes.handler, probe=half_open))
         self._parts.metrics.queue_wait(*waits)
 
     def _hold_to_settle(self, delivery: Delivery, ended: Ended) -> None:

@@ -29,7 +29,7 @@ class Consumer:
             lanes_for(handler, on_end=self._work_ended, on_room=self._lane_free) for handler in parts.spec.handlers
         ]
         self._inbox: Waits = inbox if inbox is not None else Inbox(self.wake_up)
-        self._claiming = Claiming(self._claim_ended)
+        self._claiming = Claiming(self._lane_free)
         self._admission = Admission(parts, self._lanes, self._inbox, self._claiming)
         self.suspects = self._admission.suspects
         if isinstance(self._inbox, KeyInbox):
@@ -105,11 +105,6 @@ class Consumer:
     def wake_up(self) -> None:
         """Something may be admitted now."""
         self._wake.set()
-
-    def _claim_ended(self) -> None:
-        if self._parts.gate.closed:  # while we claimed
-            self._paused_or_resumed()
-        self._lane_free()
 
     def _lane_free(self) -> None:
         self._room.set()

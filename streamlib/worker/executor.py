@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor as Threads
@@ -39,14 +38,14 @@ class Executor:
         publisher: Publisher,
         state: Mapping[str, Any],
         threads: Threads,
-        rng: random.Random,
+        outcomes: Outcomes,
     ) -> None:
         self._topic = topic
         self._group = group
         self._publisher = publisher
         self._state = state
         self._threads = threads
-        self._outcomes = Outcomes(group, rng)
+        self._outcomes = outcomes
 
     async def run(self, works: list[Work], on_end: OnEnd, follow: Follow) -> None:
         """Run what a lane took: one event, or the events of one batch. `on_end` hears of each as it ends, with None
@@ -96,11 +95,12 @@ class Executor:
                 on_end(work, await self._end_one(work, context, batch, seconds))
 
     async def _split(self, works: Sequence[Work], error: BaseException, on_end: OnEnd) -> None:
-        """A batch that raised: each of its events alone, so that one cannot fail the others."""
+        """A batch that raised: each of its events alone, so that one cannot fail the others; until so many have failed
+        that no more may start."""
         reason = Failure.of("max_attempts", error).error
         logger.info("batch_split", extra={"handler": works[0].handler.name, "events": len(works), "error": reason})
         for work in works:
-            if work.cancelled or work.lost:
+            if work.cancelled or work.lost or self._outcomes.circuit.open:
                 on_end(work, None if work.lost else self._outcomes.unstarted(work))
             else:
                 await self._run_batch([work], on_end)

@@ -13,7 +13,7 @@ from streamlib.errors import DeclarationError
 from streamlib.event import Event, event_type
 from streamlib.keys import check_name
 from streamlib.redisio.limits import Limits
-from streamlib.retry import Retry
+from streamlib.retry import Breaker, Retry
 from streamlib.topic import TopicSpec
 
 Function = Callable[..., Any]
@@ -38,6 +38,7 @@ class HandlerSpec(Struct, frozen=True, kw_only=True, eq=False):
     limits: Limits = Limits()
     ordering: Ordering = "none"
     on_dead: OnDead = "continue"
+    breaker: Breaker | None = None
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0:
@@ -92,6 +93,11 @@ class GroupSpec(Struct, frozen=True, eq=False):
         return self.handlers[0].on_dead if self.handlers else "continue"
 
     @property
+    def breaker(self) -> Breaker | None:
+        """When no more events are started because all fail; every handler says the same."""
+        return self.handlers[0].breaker if self.handlers else None
+
+    @property
     def type_names(self) -> frozenset[str]:
         """What the group says that it handles: types and versions, each as `streamlib.event.stored_name` has it."""
         names = self.topic.registry.stored_names
@@ -126,9 +132,9 @@ class GroupSpec(Struct, frozen=True, eq=False):
             raise DeclarationError(
                 f"handler {handler.name}: ordering='key', but topic {self.topic.name!r} is declared without key="
             )
-        for name in ("ordering", "on_dead"):
-            mine, theirs = getattr(handler, name), getattr(self.handlers[0], name) if self.handlers else None
-            if theirs not in (None, mine):
+        for name in ("ordering", "on_dead", "breaker") if self.handlers else ():
+            mine, theirs = getattr(handler, name), getattr(self.handlers[0], name)
+            if theirs != mine:
                 raise DeclarationError(
                     f"group {self.group!r} of topic {self.topic.name!r}: handler {handler.name} declares "
                     f"{name}={mine!r} and {self.handlers[0].name} {name}={theirs!r}; it belongs to the group: declare "

@@ -13,6 +13,7 @@ from streamlib.errors import PublishError, RedisUnavailable, Reject, RetryLater,
 from streamlib.redisio.dead_letter import Failure, Reason
 from streamlib.redisio.delivery import Delivery
 from streamlib.redisio.settler import bury, done, give_back, halt, retry
+from streamlib.worker.circuit import Circuit
 from streamlib.worker.work import Ended, Group, Work
 
 logger = logging.getLogger(__name__)
@@ -30,12 +31,15 @@ class HandlerTimeout(StreamlibError):
 class Outcomes:
     """Turns endings of runs of one group into outcomes."""
 
-    def __init__(self, group: Group, rng: random.Random) -> None:
+    def __init__(self, group: Group, rng: random.Random, circuit: Circuit) -> None:
+        self.circuit = circuit
         self._group = group
         self._rng = rng
 
     def done(self, work: Work, emitted: Sequence[Fields], seconds: float | None = None) -> Ended:
         """A run that ended well, after `seconds` (None: those of the work)."""
+        if self.circuit.failed:
+            self.circuit.succeeded(work)
         delivery, took = work.delivery, work.seconds if seconds is None else seconds
         return Ended(done(delivery, emitted), "ok", work.handler.name, took, None, delivery.attempts + 1)
 
@@ -50,13 +54,14 @@ class Outcomes:
         if not never and isinstance(error, PublishError) and isinstance(error.__cause__, RedisUnavailable):
             later = retry(work.delivery, delay_ms=_OUTAGE_MS, attempts=work.delivery.attempts)
             return Ended(later, "released", work.handler.name)  # not its fault: no attempt is spent
-        last = attempts >= policy.max_attempts
+        spends = isinstance(error, RetryLater) or self.circuit.spends(work, error)
+        last = spends and attempts >= policy.max_attempts
         if last or never:
             reason: Reason = "max_attempts" if last else "outcome_unknown"
             return self._bury(work, Failure.of(reason, error), seconds)
         asked_s = error.delay if isinstance(error, RetryLater) else None
         delay_ms = policy.delay_ms(attempts, self._rng) if asked_s is None else int(asked_s * 1000)
-        return self._retry(work, error, delay_ms, seconds)
+        return self._retry(work, error, delay_ms, seconds, attempts if spends else work.delivery.attempts)
 
     def is_ours(self, work: Work, error: BaseException) -> bool:
         """Whether we cancelled this run; a CancelledError that user code made up is an error like others."""
@@ -75,8 +80,8 @@ class Outcomes:
             return self._bury(work, Failure.of("outcome_unknown", error), None)
         return Ended(give_back(work.delivery, claimed=True), "released", work.handler.name)
 
-    def _retry(self, work: Work, error: BaseException, delay_ms: int, seconds: float) -> Ended:
-        attempts = work.delivery.attempts + 1
+    def _retry(self, work: Work, error: BaseException, delay_ms: int, seconds: float, attempts: int) -> Ended:
+        """It comes again; `attempts` are spent by then."""
         failure = Failure.of("max_attempts", error)
         logger.info(
             "retry_scheduled",

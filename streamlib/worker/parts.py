@@ -11,6 +11,7 @@ from streamlib.redisio.claims import Claimed, claim
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.delivery import Delivery
 from streamlib.settings import WorkerSettings
+from streamlib.worker.circuit import Circuit
 from streamlib.worker.handlers import GroupSpec
 from streamlib.worker.inflight import InFlight
 from streamlib.worker.limiter import Limiter
@@ -20,7 +21,7 @@ from streamlib.worker.work import Group
 
 
 class Parts(Struct, frozen=True, kw_only=True):
-    """Shared by its steps; `limiter` is the group's, `gate` closes while it is paused."""
+    """Shared by its steps; `limiter` is the group's, `gate` closes while it is paused or `circuit` is open."""
 
     spec: GroupSpec
     group: Group
@@ -33,6 +34,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     on_error: Callable[[str, Exception], None]
     live_types: Callable[[], Awaitable[frozenset[str]]]
     limiter: Limiter
+    circuit: Circuit
     gate: Gate = field(default_factory=Gate)
     on_fenced: Callable[[int, int], None] = lambda partition, epoch: None
     """Hears of a partition and epoch that are another worker's by now."""

@@ -16,12 +16,16 @@ logger = logging.getLogger(__name__)
 _ASK_EVERY_S = 1.0
 _LOOK_AGAIN_S = 0.1
 
+PAUSE, BREAKER = "pause", "breaker"
+"""Who closes gates: operators, and a group's circuit breaker."""
+
 
 class Gate:
     """Whether one group of this process may take new work. Nobody paused one that stands alone."""
 
     def __init__(self, *, is_open: bool = True) -> None:
         self._open = asyncio.Event()
+        self._closed_by = set[str]() if is_open else {PAUSE}
         self.opened_at = 0.0
         self._on_change: list[Callable[[], None]] = []
         if is_open:
@@ -38,7 +42,9 @@ class Gate:
     async def wait_open(self) -> None:
         await self._open.wait()
 
-    def set(self, *, is_open: bool) -> None:
+    def set(self, *, is_open: bool, by: str = PAUSE) -> None:
+        (self._closed_by.discard if is_open else self._closed_by.add)(by)
+        is_open = not self._closed_by
         if is_open is not self.closed:
             return
         if is_open:

@@ -125,9 +125,11 @@ class Worker:
             problems.append("claims are not renewed: no answer from Redis")
         for name, projector in self._projectors.items():
             problems += [f"{name}: {problem}" for problem in projector.problems.values()]
-        problems_told = "; ".join(problems) or "ready"
-        paused = ", ".join("/".join(place) for place in self._pauses.all_paused)
-        return not problems, f"{problems_told}; paused: {paused}" if paused else problems_told
+        told = ["; ".join(problems) or "ready"]
+        broken = [(unit.spec.topic.name, unit.spec.group) for unit in self._units if not unit.circuit.closed]
+        for word, places in (("paused", self._pauses.all_paused), ("circuit breaker open", broken)):
+            told += [f"{word}: {', '.join(map('/'.join, places))}"] if places else []
+        return not problems, "; ".join(told)
 
     # ---------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from streamlib.redisio.marks import Marks
 from streamlib.redisio.publisher import Publisher
 from streamlib.settings import Settings
 from streamlib.worker.answering import Answering
+from streamlib.worker.circuit import Circuit
 from streamlib.worker.consumer import Consumer
 from streamlib.worker.executor import Executor
 from streamlib.worker.handlers import GroupSpec, HandlerSpec
@@ -28,6 +29,7 @@ from streamlib.worker.intake import Intake
 from streamlib.worker.lanes import Lanes
 from streamlib.worker.limiter import Limiter
 from streamlib.worker.loops import end, repeat
+from streamlib.worker.outcomes import Outcomes
 from streamlib.worker.owned_intake import OwnedIntake
 from streamlib.worker.ownership import Ownership
 from streamlib.worker.parts import Parts
@@ -91,7 +93,11 @@ class GroupUnit:
             on_settled=self.intake.settled,
             on_fenced=self.intake.fenced,
         )
-        self._executor = Executor(topic, group, shared.publisher, shared.state, shared.threads, random.Random())
+        rng = random.Random()
+        self.circuit = Circuit(spec.breaker, self._gate, group, self._metrics, rng)
+        self._executor = Executor(
+            topic, group, shared.publisher, shared.state, shared.threads, Outcomes(group, rng, self.circuit)
+        )
         self.limiter = Limiter(
             shared.door,
             shared.keys.limit(topic.name, spec.group),
@@ -137,6 +143,7 @@ class GroupUnit:
             on_error=shared.on_error,
             live_types=self._live_types,
             limiter=self.limiter,
+            circuit=self.circuit,
             gate=self._gate,
             on_fenced=self.intake.fenced,
         )
@@ -205,7 +212,8 @@ class GroupUnit:
         numbered = [(number, keys.stream) for number, keys in enumerate(self.partitions)]
         silent = frozenset(n for n, stream in numbered if any(one.refuses(stream, seconds) for one in asked))
         heard = frozenset(n for n, stream in numbered if any(one.takes(stream, seconds) for one in asked))
-        return len(silent) < len(numbered) and self.intake.polled_within(seconds, silent, heard)
+        reads = self.circuit.open or self.intake.polled_within(seconds, silent, heard)
+        return reads and len(silent) < len(numbered)
 
     def cancel_handlers(self) -> None:
         self.consumer.cancel_handlers()
@@ -214,6 +222,7 @@ class GroupUnit:
         """Stop reading, hand back what did not start, let the rest end, settle it, leave. False if time ran out."""
         deadline = time.monotonic() + timeout_s
         self.consumer.stop_admitting()
+        self.circuit.stop()
         await self.intake.stop()
         await end(self._admitting, grace_s=_FLUSH_S)
         await end(self._suspecting)

@@ -20,8 +20,9 @@ NO_HANDLER = "-"
 
 class Work(Struct, eq=False, gc=False):
     """A claimed, decoded event on its way to its handler. `lost` is set when another worker took the claim,
-    `cancelled` when this one stops waiting for the handler, `timed_out` when that has run for too long. `started` is
-    the clock (perf_counter) when its handler was called, 0 while none runs; `seconds` is how long it ran."""
+    `cancelled` when this one stops waiting for the handler, `timed_out` when that has run for too long. `probe` is set
+    where its end tells whether others may start again (`Circuit`). `started` is the clock (perf_counter) when its
+    handler was called, 0 while none runs; `seconds` is how long it ran."""
 
     delivery: Delivery
     message: Message
@@ -30,6 +31,7 @@ class Work(Struct, eq=False, gc=False):
     lost: bool = False
     cancelled: bool = False
     timed_out: bool = False
+    probe: bool = False
     started: float = 0.0
     seconds: float = 0.0
 

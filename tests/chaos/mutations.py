@@ -276,6 +276,22 @@ MUTATIONS = (
         "math.max(at_once - busy - ahead, 0)",
         "tests/integration/test_admit.py::test_the_sum_never_exceeds_the_limit_whatever_they_ask",
     ),
+    Mutation(
+        "an-outage-spends-attempts",
+        "what fails while the circuit breaker is open spends its attempt",
+        "streamlib/worker/circuit.py",
+        "return not patient",
+        "return True",
+        "tests/integration/test_breaker.py::test_an_outage_spends_no_attempts_but_those_that_open_the_breaker",
+    ),
+    Mutation(
+        "probes-without-bound",
+        "a half-open circuit breaker lets all events start",
+        "streamlib/worker/admission.py",
+        "return max(1 - probes, 0)",
+        "return UNLIMITED",
+        "tests/integration/test_breaker.py::test_while_it_is_open_one_event_at_a_time_is_tried",
+    ),
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from streamlib import App, Context, Event, ReadModel, Reject, Retry, RetryLater
+from streamlib import App, Breaker, Context, Event, ReadModel, Reject, Retry, RetryLater
 from streamlib.message import Position
 from streamlib.metrics.catalogue import DELIVERIES, METRICS, OUTCOMES, OWNERSHIP_CHANGES
 from streamlib.metrics.worker import COMMANDS, OTHER
@@ -69,6 +69,11 @@ class Shop:
 
         @self.app.handler(self.orders, group="slow", rate="20/s")
         async def load(event: Placed) -> None: ...
+
+        @self.app.handler(self.orders, group="down", breaker=Breaker(failures=1))
+        async def call(event: Placed) -> None:
+            if event.order_id == "poison":
+                raise ConnectionError("down")
 
         @self.app.handler(self.orders, group="away")
         async def export(event: Placed) -> None: ...

@@ -52,7 +52,7 @@ def topic_info(name: str, *groups: GroupInfo) -> TopicInfo:
 
 
 def light_everything(metrics: WorkerMetrics, topic: str, group: str, handlers: int) -> None:
-    """Touch every series that one group may ever have."""
+    """Touch every series that one group may ever have; one with a circuit breaker has two more."""
     counts = metrics.group(topic, group)
     for number in range(handlers):
         handler = f"{group}_{number}"
@@ -71,6 +71,7 @@ def test_every_metric_of_the_catalogue_is_exposed_under_its_name() -> None:
     metrics = WorkerMetrics(server="redis 8.2.0")
     BacklogGauges(metrics.registry).update([topic_info("t", group_info())])
     light_everything(metrics, "t", "g", 1)
+    metrics.group("t", "g").breaker(True)
     metrics.topic("t").published("ok", 1, 0.1)
     metrics.redis_error("timeout")
     metrics.redis_command("settle", 0.1)

@@ -16,6 +16,7 @@ import pytest
 from streamlib import (
     App,
     BatchContext,
+    Breaker,
     Context,
     Event,
     Exact,
@@ -239,6 +240,20 @@ async def test_a_drain_that_does_not_end_says_what_is_left(streamlib_app: AppFac
         with pytest.raises(AssertionError, match=r"not drained within 0\.3 s: orders/email has "):
             await harness.drain(timeout=0.3)
         assert harness.retried
+
+
+async def test_a_breaker_stays_closed_as_its_pauses_would_be_waited_for(streamlib_app: AppFactory) -> None:
+    app = new_app()
+    orders = app.topic("orders", Placed)
+
+    @app.handler(orders, group="email", retry=HOURS, breaker=Breaker(failures=1, pause=3600, cap=3600))
+    async def mail(event: Placed) -> None:
+        raise ConnectionError("down")
+
+    async with streamlib_app(app) as harness:
+        await harness.publish_many(orders, [Placed(order_id=f"o-{n}") for n in range(5)])
+        await harness.drain()
+        assert [(letter.reason, letter.attempts) for letter in harness.dead] == [("max_attempts", 3)] * 5
 
 
 async def test_an_app_is_as_before_when_its_test_is_over() -> None:
