@@ -173,7 +173,9 @@ _EVENTS = (
     Row(65, "a worker dies while a retry is scheduled or promoted",
         "each is one script: no retry is lost, and ten promoters move each once"),
     Row(66, "all handlers fail at once, and their retries come at once",
-        "delays are spread over their whole range and capped, and an outage spends no attempts"),
+        "delays are spread over their whole range and capped; a circuit breaker parks the events of a group and spends "
+        "no attempts but those that open it",
+        "it is a handler's choice: `breaker=Breaker()`"),
     Row(67, "a worker dies between claim and done",
         "the event runs again: a claim is no done mark"),
     Row(68, "what is known of an event expires before the event comes again",
@@ -207,8 +209,5 @@ _EVENTS = (
 
 ROWS = _WORKERS + _CLIENT + _SERVER + _COPIES + _EVENTS
 
-MISSING = {
-    66: "jitter and cap are there (tests/unit/test_retry.py), a breaker that parks instead of spending attempts is not:"
-    " an outage that outlasts the retries ends in dead letters, to be replayed",
-}
+MISSING: dict[int, str] = {}
 """Rows whose `must` no test shows, and why."""

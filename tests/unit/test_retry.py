@@ -30,12 +30,14 @@ def test_a_delay_lies_between_zero_and_the_cap(attempt: int, base: float, extra:
     assert delay_ms <= base * 2.0 ** min(attempt - 1, 1000) * 1000
 
 
+@pytest.mark.row(66)
 def test_the_ceiling_doubles_until_the_cap() -> None:
     policy = Retry(base=0.5, cap=10)
     ceilings = [policy.delay_ms(attempt, Highest()) for attempt in range(1, 8)]
     assert ceilings == [500, 1000, 2000, 4000, 8000, 10_000, 10_000]
 
 
+@pytest.mark.row(66)
 def test_jitter_spreads_over_the_whole_range() -> None:
     rng = random.Random(7)
     delays = [Retry(base=1, cap=1).delay_ms(1, rng) for _ in range(2000)]
