@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 from msgspec import Struct
 
 from streamlib.keys import Keys, StreamKeys
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS, error_code
+from streamlib.redisio.large_entries import stream_facts
 from streamlib.redisio.registry import groups_of, topics
 from streamlib.redisio.server import Finding, ServerInfo, probe
 from streamlib.redisio.server import check as check_server
@@ -161,8 +161,7 @@ async def _events_per_second(redis: RedisDoor, keys: Keys, spec: TopicSpec) -> f
         stream = keys.stream(spec.name, partition, spec.partitions).stream
         if not await redis.execute("EXISTS", stream):
             continue
-        reply: list[Any] = await redis.execute("XINFO", "STREAM", stream)
-        told = dict(zip(reply[::2], reply[1::2], strict=True))
+        told = await stream_facts(redis, stream)
         first_ms, last_ms = _ms(told[b"recorded-first-entry-id"]), _ms(told[b"last-generated-id"])
         if last_ms > first_ms:
             rate += int(told[b"length"]) * 1000 / (last_ms - first_ms)

@@ -19,6 +19,7 @@ from streamlib.errors import NotFound
 from streamlib.keys import Keys, StreamKeys
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.key_states import halted_count
+from streamlib.redisio.large_entries import id_after, stream_facts
 from streamlib.redisio.ownership import owner_of
 from streamlib.redisio.pauses import is_paused
 from streamlib.redisio.registry import groups_of, remembered_position, topics
@@ -250,7 +251,7 @@ class _Partition:
 async def _stream(redis: Executes, name: str) -> _Stream:
     if not await redis.execute("EXISTS", name):
         return _Stream(0, None, (0, 0), (0, 0), {})
-    info = _flat(await redis.execute("XINFO", "STREAM", name))
+    info = {_text(key): value for key, value in (await stream_facts(redis, name)).items()}
     first = info["first-entry"]
     return _Stream(
         length=info["length"],
@@ -267,8 +268,8 @@ async def _groups(redis: Executes, stream: str) -> dict[str, dict[str, Any]]:
 
 
 async def _first_after(redis: Executes, stream: str, position: Id) -> Id | None:
-    found = await redis.execute("XRANGE", stream, f"({position[0]}-{position[1]}", "+", "COUNT", 1)
-    return _id(found[0][0]) if found else None
+    found = await id_after(redis, stream, f"{position[0]}-{position[1]}")
+    return _id(found) if found else None
 
 
 async def _count_after(redis: Executes, stream: str, position: Id, bound: int) -> tuple[int, bool]:

@@ -11,6 +11,7 @@ from streamlib.redisio.failures import CLIENT_ERRORS, ErrorClass, classify
 from streamlib.redisio.scripts import Executes, Script
 
 _read_within = Script("read_within", reads_only=True)
+_stream_facts = Script("stream_facts", reads_only=True)
 _CUT = b"dl-cut"
 _ENVELOPE_BYTES = 65_536
 _FIRST_BYTES, _MOST_BYTES = 1 << 20, 1 << 26
@@ -89,6 +90,31 @@ class Room:
                     raise
             await _read_within.run(redis, [stream], [1, self.cut_above, "of", entry_id])  # is it the network?
         return beginning
+
+
+async def stream_facts(redis: Executes, stream: str) -> dict[bytes, Any]:
+    """What XINFO STREAM tells of a stream that exists; its first and last entries may come without their fields.
+
+    Raises what the client raises.
+    """
+    try:
+        flat: list[Any] = await redis.execute("XINFO", "STREAM", stream)
+    except CLIENT_ERRORS as error:
+        if classify(error) is not ErrorClass.NETWORK:
+            raise
+        flat = await _stream_facts.run(redis, [stream], [])
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+async def id_after(redis: Executes, stream: str, after: str) -> bytes | None:
+    """The id of the first entry behind `after`, None at the end. Raises what the client raises."""
+    try:
+        entries: list[Entry] = await redis.execute("XRANGE", stream, f"({after}", "+", "COUNT", 1)
+    except CLIENT_ERRORS as error:
+        if classify(error) is not ErrorClass.NETWORK:
+            raise
+        entries = await _read_within.run(redis, [stream], [1, 1, "after", after, 1])
+    return entries[0][0] if entries else None
 
 
 def is_cut(fields: Fields) -> bool:

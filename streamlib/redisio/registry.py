@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from streamlib.errors import DeclarationError, TopicMismatch, WrongKeyType
 from streamlib.keys import Keys
 from streamlib.message import entry_order
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS, error_code, translate
+from streamlib.redisio.large_entries import stream_facts
 from streamlib.redisio.scripts import Executes
 from streamlib.settings import redact
 from streamlib.topic import TopicSpec
@@ -173,8 +174,7 @@ async def last_id(redis: RedisDoor, stream: str) -> str:
     """The id of the last entry ever added, "0-0" where there is no stream. Raises what the client raises."""
     if not await redis.execute("EXISTS", stream):
         return "0-0"
-    reply: list[Any] = await redis.execute("XINFO", "STREAM", stream)
-    found: bytes = dict(zip(reply[::2], reply[1::2], strict=True))[b"last-generated-id"]
+    found: bytes = (await stream_facts(redis, stream))[b"last-generated-id"]
     return found.decode()
 
 

@@ -14,6 +14,7 @@ from streamlib.errors import Fenced
 from streamlib.keys import StreamKeys
 from streamlib.message import Message
 from streamlib.redisio.again import Again, pack
+from streamlib.redisio.large_entries import stream_facts
 from streamlib.redisio.marks import Marks, Members, agreed, members
 from streamlib.redisio.scripts import Arg, Executes, Script
 
@@ -122,7 +123,7 @@ async def history(redis: Executes, stream: str, group: str | None) -> History | 
     """What XINFO says of a stream and its group; None where there is no stream. Raises what the client raises."""
     if not await redis.execute("EXISTS", stream):
         return None
-    info = _flat(await redis.execute("XINFO", "STREAM", stream))
+    info = await stream_facts(redis, stream)
     delivered = None
     for row in map(_flat, await redis.execute("XINFO", "GROUPS", stream)):
         if group is not None and row[b"name"] == group.encode():
@@ -140,7 +141,7 @@ async def begins_with(redis: Executes, stream: str) -> tuple[str, int]:
     """The first entry of a stream, "" where it has none, and how many were removed, or NO_STREAM."""
     if not await redis.execute("EXISTS", stream):
         return "", NO_STREAM
-    info = _flat(await redis.execute("XINFO", "STREAM", stream))
+    info = await stream_facts(redis, stream)
     return _first(info), info[b"entries-added"] - info[b"length"]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from msgspec import Struct
 
 from streamlib.codec import Fields
 from streamlib.redisio.failures import CLIENT_ERRORS
 from streamlib.redisio.indexes import ViewKeys
-from streamlib.redisio.large_entries import Room
+from streamlib.redisio.large_entries import Room, stream_facts
 from streamlib.redisio.scripts import Executes
 
 ROLLED_BACK = "source_rolled_back"
@@ -44,8 +42,7 @@ class Extent(Struct, frozen=True):
 async def extent_of(redis: Executes, stream: str) -> Extent:
     if not await redis.execute("EXISTS", stream):
         return Extent(0, 0, START)
-    reply: list[Any] = await redis.execute("XINFO", "STREAM", stream)
-    info = dict(zip(reply[::2], reply[1::2], strict=True))
+    info = await stream_facts(redis, stream)
     return Extent(info[b"length"], info[b"entries-added"], info[b"last-generated-id"].decode())
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Set
+from functools import partial
 
 from streamlib.codec import Codec
 from streamlib.errors import DecodeError
-from streamlib.message import entry_time_ms
+from streamlib.message import entry_order, entry_time_ms
 from streamlib.redisio.connection import RedisDoor
+from streamlib.redisio.large_entries import Room
+from streamlib.redisio.view_state import read_entries
 
 _PAGE = 1_000
 
@@ -64,14 +67,13 @@ async def seen_before(redis: RedisDoor, codec: Codec, stream: str, checkpoint: s
     seen = Seen(window_ms)
     if not entry_time_ms(checkpoint):
         return seen  # before the first entry of the stream
-    after = f"{max(entry_time_ms(checkpoint) - window_ms, 0)}-0"
-    first = after
+    after, room = f"{max(entry_time_ms(checkpoint) - window_ms, 0)}-0", Room()
     while True:
-        read = ("XRANGE", stream, first, checkpoint, "COUNT", _PAGE)
-        entries = await redis.persist(lambda read=read: redis.execute(*read), give_up_s=None)  # type: ignore[misc]
+        reading = partial(read_entries, redis, stream, after, _PAGE, None, room)
+        read = await redis.persist(reading, give_up_s=None)
+        entries = [one for one in read if entry_order(one[0]) <= entry_order(checkpoint)]
         found: dict[str, int] = {}
-        for raw_id, fields in entries:
-            entry_id = raw_id.decode()
+        for entry_id, fields in entries:
             try:
                 event_id = codec.read(entry_id, fields).id
             except DecodeError:
@@ -81,6 +83,6 @@ async def seen_before(redis: RedisDoor, codec: Codec, stream: str, checkpoint: s
             if before is None or at_ms - before >= window_ms:  # a copy within the window changed nothing
                 found[event_id] = at_ms
         seen.add(found)
-        if len(entries) < _PAGE:
+        if not read or len(entries) < len(read):
             return seen
-        first = "(" + entries[-1][0].decode()
+        after = read[-1][0]

@@ -6,6 +6,7 @@ from streamlib.keys import StreamKeys
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.large_entries import Entry, Room
 from streamlib.redisio.load import RawLoop
+from streamlib.redisio.scripts import Script
 from tests.helpers.waiting import eventually
 
 GROUP = "by-hand"
@@ -38,4 +39,6 @@ async def read_bounded(redis: RedisDoor, stream: str) -> list[Entry]:
     room = Room()
     room.failed(ConnectionError("closed by the server"))
     assert room.bounded
+    told = await Script("stream_facts", reads_only=True).run(redis, [stream], [])
+    assert dict(zip(told[::2], told[1::2], strict=True))[b"first-entry"][1] == []
     return await room.entries_after(redis, stream, "0-0", 1_000)

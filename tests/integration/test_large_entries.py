@@ -11,9 +11,11 @@ from streamlib import App, Event, FlatCodec, NativeCodec, RawCodec, ReadModel
 from streamlib.codec import Codec
 from streamlib.keys import Keys
 from streamlib.ops.dead_letters import DeadLetters, Filters
+from streamlib.ops.inspect import inspect
 from streamlib.redisio.dead_letters import Replay
 from streamlib.redisio.large_entries import Room, is_cut
 from streamlib.redisio.reader import receive
+from streamlib.redisio.registry import last_id
 from streamlib.redisio.scripts import Script
 from tests.helpers.delivering import burst, dead_letters, running, settings
 from tests.helpers.publishing import open_door
@@ -97,6 +99,26 @@ async def test_an_entry_that_no_reply_can_hold_is_a_dead_letter_and_its_neighbou
         assert len(letter["data"]) == 1_000
         bound_replies(client, 0)
         assert client.xrange("notes", entry_id, entry_id), "the whole is where it was"
+
+
+@pytest.mark.row(26)
+@pytest.mark.parametrize("how", ["none", "key", "projection"])
+async def test_such_an_entry_may_be_all_that_a_stream_has(own_server: Callable[..., RedisProc], how: How) -> None:
+    """XINFO STREAM brings the first and the last entry whole: what asks it must not wait for ever."""
+    server, runs = own_server(), list[str]()
+    app = an_app(server.url, how, runs)
+    with server.client() as client:
+        async with app:
+            add(client, "huge", 3 * LIMIT)
+            bound_replies(client, LIMIT)
+            async with running(app):
+                await eventually(lambda: client.xlen("{notes}:dead:g") == 1, timeout=40)
+                [about] = await inspect(app.redis, app.keys, "notes")
+                assert about.length == 1
+                assert [(group.lag, group.dead) for group in about.groups] == [(0, 1)]
+                add(client, "last", 100)
+                await eventually(lambda: runs == ["last"], timeout=40)
+            assert await last_id(app.redis, "notes") != "0-0"
 
 
 @pytest.mark.row(26)
