@@ -29,11 +29,11 @@ SAMPLES_PER_S = 500
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     if given.list:
-        known = [*CASES.values(), *peers(_pythons(given.peer_python))]
+        known = [*CASES.values(), *peers(pythons(given.peer_python))]
         print("\n".join(f"{case.name:<28}{case.about}" for case in known))
         return 0
     try:
-        others = peers(_pythons(given.peer_python))
+        others = peers(pythons(given.peer_python))
         all_names = [case.name for case in [*CASES.values(), *(others if given.peers else ())] if installed(case)]
         cases = chosen(given.case or all_names, others)
         if given.beside:
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _pythons(given: list[str]) -> dict[str, str]:
+def pythons(given: list[str]) -> dict[str, str]:
     """Peer -> path of its Python. Raises LookupError where "=" is missing."""
     found: dict[str, str] = {}
     for words in given:

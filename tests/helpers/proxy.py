@@ -199,7 +199,10 @@ class ChaosProxy:
             asyncio.ensure_future(self._pump_replies(link, from_server)),
         ]
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(
+                asyncio.CancelledError
+            ):  # of a server's task Python 3.11 prints it, with a traceback
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for pump in pumps:
                 pump.cancel()
