@@ -29,19 +29,19 @@ def main(arguments: list[str] | None = None) -> int:
     except LookupError as error:
         print(error, file=sys.stderr)
         return 1
-    told = tables.merged(given.join) if given.join else measure(peers, given.fault or list(FAULTS), given.keep)
+    told = tables.read(given.join) if given.join else measure(peers, given)
     print(tables.markdown(told) if given.markdown else json.dumps(told, indent=1))
     return 0
 
 
-def measure(peers: list[Peer], faults: list[str], keep: Path | None) -> tables.Told:
+def measure(peers: list[Peer], given: argparse.Namespace) -> tables.Told:
     """What each fault did to each peer; an AssertionError of the rig is a result too, told by its first line."""
     told: tables.Told = {}
     for peer in peers:
-        results: dict[str, tables.Result] = {}
-        for fault in faults:
+        results: dict[str, list[tables.Result]] = {}
+        for fault in given.fault or FAULTS:
             print(f"{peer.name}: {fault}", file=sys.stderr)
-            results[fault] = one(peer, fault, keep)
+            results[fault] = [one(peer, fault, given.keep) for _ in range(given.rounds)]
         told[peer.name] = {"versions": versions(peer), "settings": peer.settings, "faults": results}
     return told
 
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("peer", nargs="*", help=f"of {', '.join(PEERS)}; all that are installed when none is named")
     parser.add_argument("--fault", action="append", choices=list(FAULTS), help="this one only; may be given often")
+    parser.add_argument("--rounds", type=int, default=1, help="do each so often")
     parser.add_argument("--markdown", action="store_true", help="a table for each fault, else JSON")
     parser.add_argument(
         "--join", nargs="+", type=Path, metavar="FILE", help="run nothing: read what was printed as JSON"

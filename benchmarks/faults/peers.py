@@ -79,7 +79,7 @@ PEERS: Mapping[str, Peer] = {
             b"XREADGROUP",
             b"XACK",
             (("XADD", "events", "*", "__data__", _BROKEN),),
-            "StreamSub(group, consumer, max_records=10) and a second StreamSub(min_idle_time=3000), NACK_ON_ERROR",
+            "StreamSub(group, consumer, max_records=1) and a second StreamSub(min_idle_time=3000), NACK_ON_ERROR",
             foreign=(("XADD", "events", "*", "hello", "world"),),
         ),
         Peer(

@@ -77,6 +77,16 @@ class Rig(contextlib.ExitStack):
         self._pokes += 1
         self.publish([(-self._pokes, "work", 0.0)])
 
+    def state(self, worker: WorkerProc, patience_s: float = 15) -> str:
+        """exited, hung (it does not run an event of ours within `patience_s`) or runs."""
+        self.poke()
+        last, deadline = -self._pokes, time.monotonic() + patience_s
+        while worker.running and time.monotonic() < deadline:
+            if self.runs().ended([last]):
+                return "runs"
+            time.sleep(_EVERY_S)
+        return "hung" if worker.running else "exited"
+
     @staticmethod
     def kill(worker: WorkerProc) -> None:
         """kill -9 to the worker and the processes it started, as when its container dies."""

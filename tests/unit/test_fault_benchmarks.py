@@ -46,17 +46,17 @@ def test_every_library_has_its_app() -> None:
         assert (Path(command.__file__).parent / "apps" / f"{name}.py").exists()
 
 
-def test_runs_of_the_command_are_joined_fault_by_fault(tmp_path: Path) -> None:
+def test_runs_of_the_command_stand_side_by_side(tmp_path: Path) -> None:
     about = {"versions": {"arq": "1.0"}, "settings": "s"}
-    for number, faults in enumerate(({"kill": {"lost": 1}, "flush": {"lost": None}}, {"kill": {"lost": 0}})):
+    for number, faults in enumerate(({"kill": [{"lost": 1}], "flush": [{"lost": None}]}, {"kill": [{"lost": 0}]})):
         (tmp_path / f"{number}.json").write_text(json.dumps({"arq": {**about, "faults": faults}}))
-    table = tables.markdown(tables.merged(sorted(tmp_path.iterdir())))
-    assert "| arq 1.0 | 0 |" in table
+    table = tables.markdown(tables.read(sorted(tmp_path.iterdir())))
+    assert "| arq 1.0 | 1 / 0 |" in table
     assert "| arq 1.0 | - |" in table
 
 
 @pytest.mark.slow
 def test_a_lost_answer_to_a_publish_is_no_second_event_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["streamlib", "--fault", "lost_publish"]) == 0
-    found = json.loads(capsys.readouterr().out)["streamlib"]["faults"]["lost_publish"]
+    found = json.loads(capsys.readouterr().out)["streamlib"]["faults"]["lost_publish"][0]
     assert found == {"struck": 1, "told": "ok", "told_the_second_time": None, "ended": 1, "took_s": found["took_s"]}

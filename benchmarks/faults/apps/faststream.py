@@ -11,7 +11,7 @@ from faststream import AckPolicy, FastStream
 from faststream.redis import RedisBroker, StreamSub
 from pydantic import BaseModel
 
-from benchmarks.faults.deeds import AT_ONCE, IDLE_S, URL, deed
+from benchmarks.faults.deeds import IDLE_S, URL, deed
 from benchmarks.faults.publish import Send
 
 broker = RedisBroker(URL)
@@ -25,7 +25,7 @@ class Job(BaseModel):
     work_s: float
 
 
-new = StreamSub("events", group="work", consumer=CONSUMER, max_records=AT_ONCE)
+new = StreamSub("events", group="work", consumer=CONSUMER, max_records=1)
 idle = StreamSub("events", group="work", consumer=f"{CONSUMER}-claims", min_idle_time=int(IDLE_S * 1000))
 
 
