@@ -2,5 +2,5 @@
 
 import pytest
 
-MACHINES = ("delivery_machine", "delivery_model", "view_machine", "view_model")
+MACHINES = ("delivery_machine", "delivery_model", "topic_machine", "view_machine", "view_model")
 pytest.register_assert_rewrite(*(f"tests.properties.{name}" for name in MACHINES))

@@ -9,7 +9,7 @@ from tests.helpers.settling import FAILURE
 from tests.properties.delivery_model import Held
 from tests.properties.delivery_rig import Rig
 
-KINDS = ("done", "emit", "retry", "retry later", "dead", "back")
+KINDS = ("done", "done", "emit", "retry", "retry later", "dead", "back")
 _LATER_MS = 3_600_000
 
 
@@ -28,6 +28,11 @@ class Hands:
     @property
     def all(self) -> dict[str, Delivery]:
         return {**self.running, **self.read, **self.copies}
+
+    @property
+    def known(self) -> set[str]:
+        """The refs of what is not taken in once more: also of what is settled and has no answer yet."""
+        return {*self.all, *(one.delivery.ref for settlements, _, _ in self.unanswered for one in settlements)}
 
     def forget(self, ref: str) -> None:
         for kept in (self.read, self.running, self.copies):

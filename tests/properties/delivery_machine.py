@@ -1,41 +1,32 @@
-"""Publishing and delivery under random steps: two groups, workers that crash, hang, wake and send everything twice."""
+"""Delivery under random steps: workers that crash, hang, wake and send everything twice; retries and replays."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import precondition, rule
 
-from streamlib.errors import IdempotencyConflict, TopicFull
 from streamlib.keys import Keys
 from streamlib.ops.pace import Pace
 from streamlib.ops.ranges import FIRST, Asked
 from streamlib.ops.replay import Replay
-from streamlib.redisio import dead_letters, retention
+from streamlib.redisio import dead_letters
 from streamlib.redisio.dead_letter import parse_dead_letter
 from streamlib.redisio.delivery import Delivery
-from streamlib.redisio.publisher import Sent
 from streamlib.redisio.retries import promote
 from streamlib.redisio.settler import Settlement
-from streamlib.settings import RetentionSettings
 from tests.helpers.delivering import STREAM
-from tests.helpers.oracle import assert_no_stray_keys, assert_nothing_lost
-from tests.helpers.publishing import made
 from tests.properties.delivery_hands import KINDS, Hands
-from tests.properties.delivery_model import DEAD, DONE, Entry, GroupModel, Held, Letter, Witness
-from tests.properties.delivery_rig import GROUPS, LEASE_MS, TOPIC_LEN, WINDOW_S, Rig, expected
-from tests.properties.running import Place
+from tests.properties.delivery_model import DONE, Entry, Held, Letter
+from tests.properties.delivery_rig import LEASE_MS, WINDOW_S
+from tests.properties.running import chosen, picks
+from tests.properties.topic_machine import TopicMachine
 
 T = TypeVar("T")
 
-WORKERS = 2
-
-picks = st.integers(0, 30)
 some = st.lists(picks, min_size=1, max_size=4)
 kinds = st.lists(st.sampled_from(KINDS), min_size=1, max_size=4)
 counts = st.sampled_from([1, 2, 500])
@@ -46,36 +37,8 @@ def somebody(has: str) -> Callable[[DeliveryMachine], bool]:
     return lambda machine: bool(machine.who(has))
 
 
-def chosen(many: Sequence[T], picked: Sequence[int]) -> list[T]:
-    """As many of them as were picked, each once."""
-    return [many[i] for i in dict.fromkeys(one % len(many) for one in picked)] if many else []
-
-
-class DeliveryMachine(RuleBasedStateMachine):
-    """Rules take a step on the server and in the model; what the server answers must be what the model says."""
-
-    place: ClassVar[Place]
-    met: ClassVar[Counter[str]]
-    """How often each verdict and outcome came up."""
-
-    @initialize(groups=st.sampled_from([1, 1, 2]), dedup=st.booleans(), full=st.booleans(), compact=st.booleans())
-    def begin(self, groups: int, dedup: bool, full: bool, compact: bool) -> None:
-        self.runner = asyncio.Runner()
-        door, client = self.place.open()
-        self.rig = Rig(door, client, GROUPS[:groups], dedup=dedup, full=full, compact=compact)
-        self.run(self.rig.declare())
-        self.dedup, self.full = dedup, full
-        self.stream: list[Entry] = []
-        self.models = {group: GroupModel(self.stream) for group in self.rig.parts}
-        self.witnesses = {group: Witness() for group in self.rig.parts}
-        self.hands = [Hands(group, n) for group in self.rig.parts for n in range(WORKERS)]
-        self.confirmed: set[str] = set()
-        self.published: dict[str, int] = {}
-        """Event id -> the number in its payload; without the events that handlers emitted."""
-        self.due: set[tuple[str, str]] = set()
-        """Group and event of the retries whose time has come."""
-        self.born = 0
-        self.publish([0, 1, 2], other=False, twice=False)
+class DeliveryMachine(TopicMachine):
+    """Two workers for each of one or two groups."""
 
     def who(self, has: str) -> list[Hands]:
         """The workers that have deliveries: "read", "running", "unanswered", or "all" of them."""
@@ -83,57 +46,6 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     def group(self, pick: int) -> str:
         return chosen(list(self.models), [pick])[0]
-
-    def run(self, work: Coroutine[Any, Any, T], *, twice: bool = False) -> T:
-        self.rig.resending.twice = twice
-        try:
-            return self.runner.run(work)
-        finally:
-            self.rig.resending.twice = False
-
-    def teardown(self) -> None:
-        if hasattr(self, "rig"):
-            try:
-                assert_no_stray_keys(self.rig.client)
-            finally:
-                self.runner.run(self.rig.close())
-                self.runner.close()
-
-    # -- publishing ---------------------------------------------------------------------------------------------------
-
-    @rule(numbers=st.lists(st.integers(0, 4), min_size=1, max_size=3), other=st.booleans(), twice=st.booleans())
-    def publish(self, numbers: list[int], other: bool, twice: bool) -> None:
-        """Events; a number that was there before makes a copy of that event, or another payload under its id."""
-        contents = [number + 100 * other for number in numbers]
-        messages = [
-            made(content, self.rig.topic, event_id=f"e{number}")
-            for number, content in zip(numbers, contents, strict=True)
-        ]
-        self._publish(messages, contents, twice)
-
-    def _publish(self, messages: list[Any], numbers: list[int], twice: bool) -> None:
-        answers = self.run(self.rig.publisher.send(self.rig.topic, messages), twice=twice)
-        for message, number, answer in zip(messages, numbers, answers, strict=True):
-            known = self.published.get(message.id) if self.dedup else None
-            if known is not None and known != number:
-                assert isinstance(answer, IdempotencyConflict)
-            elif known is not None:
-                assert isinstance(answer, Sent)
-                assert answer.duplicate
-            elif self.full and len(self.stream) >= TOPIC_LEN:
-                assert isinstance(answer, TopicFull)
-            else:
-                assert isinstance(answer, Sent)
-                assert not answer.duplicate
-                self.published[message.id] = number
-                self._added(message.id, answer.position.entry_id)
-
-    def _added(self, event_id: str, entry_id: str = "") -> None:
-        entry = Entry(event_id, id=entry_id)
-        self.confirmed.add(event_id)
-        self.stream.append(entry)
-        for model in self.models.values():
-            model.unread.append(entry)
 
     # -- delivery -----------------------------------------------------------------------------------------------------
 
@@ -158,7 +70,9 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule(who=picks, count=counts, claims=st.booleans())
     def take_over(self, who: int, count: int, claims: bool) -> None:
         """Reclaim, also from the living: an entry may be in many hands."""
-        hands = chosen(self.hands, [who])[0]
+        self._take_over(chosen(self.hands, [who])[0], count, claims=claims)
+
+    def _take_over(self, hands: Hands, count: int, *, claims: bool) -> None:
         wanted = self.models[hands.group].take_over(hands.name, count)
         found = self.run(self.rig.parts[hands.group].take_over(hands.name, count=count))
         self._received(hands, found, wanted)
@@ -167,7 +81,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     def _received(self, hands: Hands, deliveries: list[Delivery], wanted: list[Entry]) -> None:
         assert [Entry(d.event_id, d.again, d.attempts, d.entry_id) for d in deliveries] == wanted
-        hands.read |= {d.ref: d for d in deliveries if d.ref not in hands.all}
+        hands.read |= {d.ref: d for d in deliveries if d.ref not in hands.known}
 
     @precondition(somebody("read"))
     @rule(who=picks, picked=some, suspects=st.booleans(), twice=st.booleans())
@@ -201,7 +115,22 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def lease_runs_out(self, pick: int) -> None:
         """Its worker hangs, and believes that it holds it, or is gone."""
-        group, event_id, held = chosen(self.held(), [pick])[0]
+        self._run_out(*chosen(self.held(), [pick])[0])
+
+    @precondition(somebody("running"))
+    @rule(who=picks, kinds=kinds, wakes=st.booleans())
+    def freezes(self, who: int, kinds: list[str], wakes: bool) -> None:
+        """A worker hangs for so long that another one runs all that it held; it wakes at once, or in a later step."""
+        frozen = chosen(self.who("running"), [who])[0]
+        for group, event_id, held in self.held():
+            if held.worker == frozen.name:
+                self._run_out(group, event_id, held)
+        others = [hands for hands in self.hands if hands.group == frozen.group and hands is not frozen]
+        self._take_over(chosen(others, [who])[0], 500, claims=True)
+        if wakes:
+            self._settle(frozen, list(frozen.running.values()), kinds, "comes")
+
+    def _run_out(self, group: str, event_id: str, held: Held) -> None:
         self.rig.parts[group].expire(event_id)
         self.models[group].run_out(event_id, ran_out=True)
         if held.worker in self.witnesses[group].running.get(event_id, ()):
@@ -264,7 +193,8 @@ class DeliveryMachine(RuleBasedStateMachine):
             self.met[kind if counts else "lost"] += 1
             self._settled(hands, settlement, kind, counts=counts)
         if reply == "is lost once":
-            assert self.run(part.settle([one for one, _ in told], hands.name, resent=True)) == answers
+            found = self.run(part.settle([one for one, _ in told], hands.name, resent=True))
+            assert all(second for first, second in zip(answers, found, strict=True) if first)
         elif reply == "is lost":
             states = {one.delivery.event_id: model.state(one.delivery.event_id) for one, _ in told}
             hands.unanswered.append(([one for one, _ in told], answers, states))
@@ -285,14 +215,17 @@ class DeliveryMachine(RuleBasedStateMachine):
     @precondition(somebody("unanswered"))
     @rule(who=picks)
     def send_again(self, who: int) -> None:
-        """What had no answer, however long ago: nothing changes, which is compared after this step as after any."""
+        """What had no answer, however long ago: nothing changes, which is compared after this step as after any.
+
+        What was lost may be told to count now, where another worker has done the same: Redis cannot tell who did.
+        """
         hands = chosen(self.who("unanswered"), [who])[0]
         group, model = hands.group, self.models[hands.group]
         for settlements, answers, states in hands.unanswered:
             found = self.run(self.rig.parts[group].settle(settlements, hands.name, resent=True))
             for settlement, answer, before in zip(settlements, found, answers, strict=True):
                 event_id = settlement.delivery.event_id
-                assert answer == before or states[event_id] != model.state(event_id)
+                assert answer or not before or states[event_id] != model.state(event_id)
         hands.unanswered.clear()
 
     # -- retries, replays, retention ----------------------------------------------------------------------------------
@@ -359,40 +292,6 @@ class DeliveryMachine(RuleBasedStateMachine):
         await replay.check()
         return await replay.run(Pace(), lambda n: None)
 
-    @precondition(lambda self: len(self.stream) > 4)
-    @rule(max_len=st.integers(1, 8), twice=st.booleans())
-    def trim(self, max_len: int, twice: bool) -> None:
-        settings = RetentionSettings(max_len=max_len, max_age_s=0)
-        self.run(retention.trim_once(self.rig.door, Keys(), self.rig.topic, settings), twice=twice)
-        needed = [first for model in self.models.values() if (first := model.needs_from()) is not None]
-        while len(self.stream) > max_len and all(self.stream[0].order < first for first in needed):
-            del self.stream[0]
-
-    # -- after every step ---------------------------------------------------------------------------------------------
-
-    @invariant()
-    def holds(self) -> None:
-        """Every key is as the model says, and every confirmed event is accounted for."""
-        if not hasattr(self, "rig"):
-            return
-        _name(self.stream, self.rig.stream())
-        assert self.rig.stream() == self.stream
-        ids = sorted(self.confirmed)
-        for group, model in self.models.items():
-            _name(model.again, self.rig.again(group))
-            for letter, (letter_id, _, _) in zip(model.letters, self.rig.letters(group), strict=False):
-                letter.id = letter.id or letter_id
-            assert self.rig.found(group, ids) == expected(model, ids)
-            account = assert_nothing_lost(self.rig.client, STREAM, group, self.confirmed)
-            assert account.done == {event_id for event_id in self.confirmed if model.state(event_id) == DONE}
-            assert account.marked_dead == {one for one in self.confirmed if model.state(one) == DEAD}
-
 
 def _entry(delivery: Delivery) -> Entry:
     return Entry(delivery.event_id, delivery.again, delivery.attempts, delivery.entry_id)
-
-
-def _name(expected_: list[Entry], found: list[Entry]) -> None:
-    """Give entries that have just come the ids that the server gave them."""
-    for entry, named in zip(expected_, found, strict=False):
-        entry.id = entry.id or named.id

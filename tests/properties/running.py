@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import fakeredis
 import redis
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from msgspec import Struct
 
@@ -22,7 +24,17 @@ EXAMPLES_ENV = "STREAMLIB_TEST_EXAMPLES"
 
 _COMMIT = Script("commit")
 
+T = TypeVar("T")
 M = TypeVar("M", bound=RuleBasedStateMachine)
+
+
+picks = st.integers(0, 30)
+"""What to choose, for `chosen`, of as many as there are at that moment."""
+
+
+def chosen(many: Sequence[T], picked: Sequence[int]) -> list[T]:
+    """As many of them as were picked, each once."""
+    return [many[i] for i in dict.fromkeys(one % len(many) for one in picked)] if many else []
 
 
 class Place(Struct, frozen=True):

@@ -30,8 +30,7 @@ from streamlib.worker.seen import seen_before
 from tests.helpers.index_entries import entries as index_entries
 from tests.helpers.oracle import assert_no_stray_keys
 from tests.helpers.projecting import TOPIC, VIEW, Closed, Moved, Noted, Opened, Rig
-from tests.properties.delivery_machine import chosen, picks
-from tests.properties.running import Place, Resending
+from tests.properties.running import Place, Resending, chosen, picks
 from tests.properties.view_model import Entry, Owner, ViewModel, fold
 
 T = TypeVar("T")
@@ -217,12 +216,23 @@ class ViewMachine(RuleBasedStateMachine):
 
     # -- generations --------------------------------------------------------------------------------------------------
 
+    @precondition(lambda self: self.model.building or self.model.may_build)
+    @rule(reads=reads, more=st.booleans())
+    def rebuild(self, reads: list[int], more: bool) -> None:
+        """Begin, or go on, as one process would that nothing disturbs."""
+        if not self.model.building:
+            self.run(self._change("build", twice=False))
+        generation = self.model.building
+        self._take("w1", generation, twice=False)
+        for one in [one for one in self.projectors if (one.worker, one.generation) == ("w1", generation)]:
+            self._project(one, reads, more=more, twice=False)
+
     @rule(pick=picks, twice=st.booleans())
     def change_generations(self, pick: int, twice: bool) -> None:
         """Any of the deeds that are possible now; each is told to readers and workers by the register of views."""
         model = self.model
         deeds = {
-            "build": not (model.kept or model.building or model.trimmed),
+            "build": model.may_build,
             "switch": model.may_follow(model.building),
             "roll back": model.may_follow(model.kept),
             "drop": bool(model.kept or model.building),

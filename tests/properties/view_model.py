@@ -88,6 +88,11 @@ class ViewModel:
         seen = entry_order(self.checkpoints[self.live])
         return generation > 0 and entry_order(self.checkpoints[generation]) >= seen
 
+    @property
+    def may_build(self) -> bool:
+        """Not while there are two generations, nor from a stream that has lost something."""
+        return not (self.kept or self.building or self.trimmed)
+
     def begin(self) -> None:
         self.building = self.newest = max(self.live, self.kept) + 1
         self.checkpoints[self.building], self.owners[self.building] = START, Owner()
