@@ -109,6 +109,8 @@ class Admission:
             return True
 
         self._inbox.take(wanted, claiming.partitions)
+        if started and self._circuit.half_open:
+            self._circuit.probing()
         if limiter.active:
             limiter.take(started)
             soon = min(len(self._inbox), sum(lanes.startable(AHEAD_S) for lanes in self._lanes), most)
@@ -118,7 +120,7 @@ class Admission:
     def _probes_left(self) -> int:
         probes = sum(self._claiming.taken(lanes) for lanes in self._lanes)
         probes += sum(work.probe for lanes in self._lanes for work in lanes.works())
-        return max(1 - probes, 0)
+        return self._circuit.probes(probes)
 
     def lanes_of(self, received: Received) -> Lanes | None:
         message = received.message

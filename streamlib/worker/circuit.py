@@ -27,7 +27,8 @@ class Clock(Protocol):
 
 class Circuit:
     """Closed, until `failures` runs in a row have failed; then open, which closes the group's gate; after a pause
-    half-open: `Admission` lets one event through, the probe, whose end closes or opens it.
+    half-open: `Admission` lets one event through, the probe, whose end closes or opens it. One that has not ended
+    within `cap` keeps the next one waiting no longer: what hung up in an outage says nothing of what came after it.
 
     Without a policy it stays closed. Once it has left that state, runs that began before decide nothing any more.
     """
@@ -44,6 +45,8 @@ class Circuit:
         self.failed = 0
         """Runs that failed in a row; 0 tells that a success changes nothing."""
         self.half_open = False
+        self.on_probe: Callable[[], None] = _nobody
+        """Hears that another probe may start."""
         self._policy = policy
         self._gate = gate
         self._fields = {"topic": group.topic, "group": group.group}
@@ -51,7 +54,7 @@ class Circuit:
         self._rng = rng
         self._clock = clock
         self._openings = 0
-        self._since = 0.0
+        self._since = self._next_probe_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         if policy is not None:
             metrics.breaker(False)
@@ -88,6 +91,16 @@ class Circuit:
             self._open(self._policy, error)
         return not patient
 
+    def probes(self, under_way: int) -> int:
+        """How many may start now while it is half-open, beside those under way."""
+        return int(not under_way or self._clock().time() >= self._next_probe_at)
+
+    def probing(self) -> None:
+        """One is about to start."""
+        if self._policy is not None:
+            self._next_probe_at = self._clock().time() + self._policy.cap
+            self._timer = self._clock().call_later(self._policy.cap, self.on_probe)
+
     def stop(self) -> None:
         """No probe any more: the worker ends."""
         if self._timer is not None:
@@ -112,3 +125,7 @@ class Circuit:
         self.failed = self._openings = 0
         self.half_open = False
         self._metrics.breaker(False)
+
+
+def _nobody() -> None:
+    """Hears nothing."""

@@ -39,7 +39,7 @@ class Consumer:
         self._stopping = False
         self._closed = False
         self._limiter = parts.limiter
-        self._limiter.on_more = self.wake_up
+        self._limiter.on_more = parts.circuit.on_probe = self.wake_up
         parts.gate.on_change(self._paused_or_resumed)
 
     @property

@@ -288,7 +288,7 @@ MUTATIONS = (
         "probes-without-bound",
         "a half-open circuit breaker lets all events start",
         "streamlib/worker/admission.py",
-        "return max(1 - probes, 0)",
+        "return self._circuit.probes(probes)",
         "return UNLIMITED",
         "tests/integration/test_breaker.py::test_while_it_is_open_one_event_at_a_time_is_tried",
     ),

@@ -264,6 +264,30 @@ async def test_poison_without_neighbours_ends_in_the_dead_letters_too(redis_url:
     assert len(downstream.refused) > 5, "while it is patient a failed probe spends nothing"
 
 
+async def test_a_probe_that_hangs_keeps_its_neighbours_waiting_no_longer_than_the_cap(redis_url: str) -> None:
+    """A connection that an outage left behind may hang for as long as the handler's timeout, 15 minutes by default."""
+    app = App("shop", settings=settings(redis_url, concurrency=CONCURRENCY, reclaim_ms=60_000))
+    jobs = app.topic("jobs", Job)
+    hangs, release, done = list[int](), asyncio.Event(), set[int]()
+
+    @app.handler(jobs, group="g", retry=TWICE, breaker=Breaker(failures=3, pause=0.05, cap=0.3))
+    async def call(event: Job) -> None:
+        if not counted(app, "breaker_openings_total", group="g"):
+            raise ConnectionError("down")
+        if not hangs:
+            hangs.append(event.n)
+            await release.wait()
+        done.add(event.n)
+
+    async with app:
+        await jobs.publish_many(some(50))
+        async with running(app):
+            await eventually(lambda: len(done) == 49)
+            assert not is_open(app)
+            release.set()
+            await eventually(lambda: len(done) == 50)
+
+
 async def test_an_event_that_must_not_run_twice_is_not_tried_again_but_its_neighbours_wait(
     redis_url: str, client: redis.Redis
 ) -> None:

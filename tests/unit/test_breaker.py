@@ -131,6 +131,21 @@ def test_a_failed_probe_doubles_the_next_pause_up_to_the_cap_and_spends_nothing(
     assert pauses == [5, 10, 20, 40, 60, 60]
 
 
+def test_a_probe_that_does_not_end_keeps_the_next_waiting_for_the_cap_only() -> None:
+    rig, heard = Rig(Breaker(failures=1, pause=5, cap=20)).opened(), list[float]()
+    rig.circuit.on_probe = lambda: heard.append(rig.clock.now)
+    rig.clock.go_on(5)
+    assert (rig.circuit.probes(0), rig.circuit.probes(1)) == (1, 1), "none was chosen"
+    rig.circuit.probing()
+    rig.clock.go_on(19)
+    assert (rig.circuit.probes(1), heard) == (0, [])
+    assert rig.circuit.probes(0) == 1, "it ended without a verdict"
+    rig.clock.go_on(1)
+    assert (rig.circuit.probes(1), heard) == (1, [25])
+    rig.circuit.probing()
+    assert rig.circuit.probes(2) == 0
+
+
 def test_once_closed_it_begins_with_the_first_pause_again() -> None:
     rig = Rig(Breaker(failures=2, pause=5)).opened()
     for _ in range(3):
