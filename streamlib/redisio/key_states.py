@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from msgspec import Struct
 
@@ -14,6 +13,7 @@ from streamlib.errors import DecodeError
 from streamlib.keys import StreamKeys
 from streamlib.redisio.again import unpack
 from streamlib.redisio.dead_letter import counted, told_fields
+from streamlib.redisio.large_entries import Room
 from streamlib.redisio.scripts import Executes, Script
 
 _change = Script("key_state")
@@ -119,7 +119,8 @@ async def skip_at(redis: Executes, keys: StreamKeys, group: str, state: KeyState
     event_id, *values = state.noted.split(b"\0")[1:]
     again, entry_id = state.ref.startswith("a"), state.entry_id
     stream = keys.again(group) if again else keys.stream
-    found: list[Any] = await redis.execute("XRANGE", stream, entry_id, entry_id)
+    # Of an entry that cannot be sent its beginning; of `again` nothing is given up, it is kept nowhere else.
+    found = await Room(0 if again else 1).entries_of(redis, stream, [entry_id.encode()])
     at_ms = int(time.time() * 1000)
     letter = told_fields(_own_fields(entry_id, again, found[0][1]), values, at_ms=at_ms) if found else []
     code = await _skip.run(

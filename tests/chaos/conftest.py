@@ -110,12 +110,13 @@ class Bench:
         def nothing_left() -> bool:
             ids = list(self._published)
             settled = ledger(self.client, "jobs", "effects", ids).settled
-            views = self._checkpointed("jobs", "accounts") and self._checkpointed("results", "sums")
+            views = self.is_folded("jobs", "accounts") and self.is_folded("results", "sums")
             return settled and views
 
         wait_until(nothing_left, timeout, every=0.1, what="every group is done")
 
-    def _checkpointed(self, stream: str, group: str) -> bool:
+    def is_folded(self, stream: str, group: str) -> bool:
+        """Whether this projection has committed all of the stream."""
         if not self.client.exists(stream):
             return True
         info = self.client.xinfo_stream(stream)

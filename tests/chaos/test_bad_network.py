@@ -70,17 +70,16 @@ def test_a_slow_and_lossy_network_costs_nothing_but_time(bench: Bench, network: 
 
 @pytest.mark.row(26)
 def test_what_does_not_fit_into_the_output_buffer_comes_in_pieces(bench: Bench) -> None:
-    with bench.worker("--group", "effects") as worker:
+    with bench.worker() as worker:
         worker.wait_ready()
         worker.stop()
         bench.publish(40, dict.fromkeys(range(40), "x" * 200_000))
         bench.client.config_set("client-output-buffer-limit", "normal 1mb 0 0")
         worker.cont()
         wait_until(lambda: len(bench.runs()) == 40, 60, what="all of them have run")
+        wait_until(lambda: bench.is_folded("jobs", "accounts"), 60, what="all of them are folded")
         assert worker.metric("streamlib_redis_errors_total", kind="connection") > 0, "replies were cut"
         bench.client.config_set("client-output-buffer-limit", "normal 0 0 0")
-    with bench.worker() as worker:
-        worker.wait_ready()
         bench.wait_until_done()
         bench.check()
 

@@ -13,6 +13,7 @@ from streamlib.keys import Keys
 from streamlib.ops.dead_letters import DeadLetters, Filters
 from streamlib.ops.inspect import inspect
 from streamlib.redisio.dead_letters import Replay
+from streamlib.redisio.key_states import halted_count, skip
 from streamlib.redisio.large_entries import Room, is_cut
 from streamlib.redisio.reader import receive
 from streamlib.redisio.registry import last_id
@@ -143,6 +144,30 @@ async def test_the_dead_letter_of_such_an_entry_can_be_read_and_replayed_once_th
         [letter] = dead_letters(client, "notes", "g")
         assert "limits.payload_bytes is 262144" in letter["dl-error"], "it was read, and is what publishing refuses"
         assert len(letter["data"]) > 3 * LIMIT
+
+
+@pytest.mark.row(26)
+async def test_a_key_that_halted_at_such_an_entry_can_be_skipped(own_server: Callable[..., RedisProc]) -> None:
+    server, runs = own_server(), list[str]()
+    app = App("notes", settings=settings(server.url))
+    notes = app.topic("notes", Noted, key="note_id")
+
+    @app.handler(notes, group="g", ordering="key", on_dead="block")
+    async def handle(event: Noted) -> None:
+        runs.append(event.note_id)
+
+    with server.client() as client:
+        bound_replies(client, LIMIT)
+        async with app:
+            entry_id = add(client, "huge", 3 * LIMIT)
+            add(client, "next", 100)
+            async with running(app):
+                stream = app.keys.stream("notes", 0, 1)
+                await eventually(lambda: halted_count(app.redis, stream, "g"), timeout=40)
+                assert await skip(app.redis, stream, "g", "k", window_ms=60_000)
+                await eventually(lambda: runs == ["next"], timeout=40)
+        [letter] = dead_letters(client, "notes", "g")
+        assert (letter["dl-reason"], letter["dl-entry"], len(letter["data"])) == ("decode", entry_id, 1_000)
 
 
 @pytest.mark.row(26)
