@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 from streamlib.settings import LogSettings
 
@@ -26,7 +26,8 @@ HIDDEN = "***"
 # C0 and C1 controls, DEL, line and paragraph separators, and the marks that reorder text on a screen.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNSAFE_BUT_LINES = re.compile(_UNSAFE.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
-_PASSWORD_IN_URL = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@'\"]*):[^\s/'\"]+@")
+_PASSWORD_IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s/:@'\"]*):[^\s/'\"]+@")
+_PASSWORD_OPTION = re.compile(r"([?&]\w*password=)[^\s&'\"]+")
 _SECRET_NAME = re.compile(r"(?i)(?:password|passwd|secret|token|authorization|credential|api_?key)\w*$")
 _SHORT_NAMES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _EXC_INFO = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -59,14 +60,27 @@ def neutralise(text: str, *, keep_lines: bool = False) -> str:
 
 def hide_passwords(text: str) -> str:
     """`text` without the passwords of the addresses in it."""
-    return _PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}@", text)
+    return _PASSWORD_OPTION.sub(rf"\1{HIDDEN}", _PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}@", text))
 
 
 def secrets_of(url: str) -> list[str]:
-    """The password of an address as it stands and decoded, [] if it has none."""
-    user, found, _ = urlsplit(url).netloc.rpartition("@")
-    password = user.partition(":")[2] if found else ""
-    return sorted({password, unquote(password)} - {""}, key=len, reverse=True)
+    """The passwords of an address as they stand and decoded, [] if it has none. Any text may come."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return []
+    user, found, _ = parts.netloc.rpartition("@")
+    given = [user.partition(":")[2] if found else ""]
+    options = (option.partition("=") for option in parts.query.split("&"))
+    given += [value for name, _, value in options if unquote(name).endswith("password")]
+    decoded = forms_of(*map(unquote, given), *map(unquote_plus, given))
+    return sorted({*given, *decoded} - {""}, key=len, reverse=True)
+
+
+def forms_of(*passwords: str) -> list[str]:
+    """Each password as it is, percent-encoded and as Python would write it, the longest first."""
+    forms = {form for one in passwords for form in (one, quote(one, safe=""), repr(one)[1:-1])}
+    return sorted(forms - {""}, key=len, reverse=True)
 
 
 class _Formatter(logging.Formatter):
@@ -79,8 +93,11 @@ class _Formatter(logging.Formatter):
 
     def _text(self, value: object) -> str:
         text = value if isinstance(value, str) else str(value)
-        if len(text) > MAX_TEXT:
-            text = f"{text[:MAX_TEXT]}... ({len(text)} characters)"
+        # Cut after hiding: half a password is none that anybody recognises. Far behind the cut nothing matters.
+        shown = self._hidden(text[: 2 * MAX_TEXT])
+        return shown if len(text) <= MAX_TEXT else f"{shown[:MAX_TEXT]}... ({len(text)} characters)"
+
+    def _hidden(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
         return hide_passwords(text)
@@ -109,8 +126,8 @@ class _Formatter(logging.Formatter):
     def _traceback(self, info: _EXC_INFO | None) -> str:
         if not info or info[1] is None:
             return ""
-        text = "".join(traceback.format_exception(info[1])).rstrip()
-        return self._text(f"...{text[-MAX_TEXT + 100 :]}" if len(text) > MAX_TEXT else text)
+        text = self._hidden("".join(traceback.format_exception(info[1]))[-2 * MAX_TEXT :].rstrip())
+        return f"...{text[-MAX_TEXT + 100 :]}" if len(text) > MAX_TEXT else text
 
 
 class ConsoleFormatter(_Formatter):

@@ -22,9 +22,10 @@ _OPTION = re.compile(r"([?&])([^=&]*)=([^&]*)")
 
 
 class RedisSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where Redis is and how long we wait for it."""
+    """Where Redis is and how long we wait for it. `password_file` holds the password that `url` then has none of."""
 
     url: str = "redis://127.0.0.1:6379/0"
+    password_file: str = ""
     namespace: str = ""
     timeout_s: float = 5.0
     retry_s: float = 30.0

@@ -31,8 +31,11 @@ class Given:
     values: dict[str, Any] = field(default_factory=dict)
 
     def settings(self, flags: Mapping[str, Any] | None = None) -> Any:
-        """Settings under these options and the command's flags; sets logging up. Raises SettingsError."""
-        from streamlib.logs import secrets_of, setup_logging
+        """Settings under these options and the command's flags; sets logging up. Raises ConfigError."""
+        import logging
+
+        from streamlib.logs import forms_of, secrets_of, setup_logging
+        from streamlib.redisio.login import read_password
         from streamlib.settings import load_settings
 
         shared = {setting: self.values.get(name) for name, setting in _SETTING_OF.items()}
@@ -40,9 +43,14 @@ class Given:
             shared["log.level"] = "debug"
         loaded = load_settings(shared | dict(flags or {}), file=self.values.get("config"))
         secrets = secrets_of(loaded.redis.url)
+        if loaded.redis.password_file:
+            secrets += forms_of(read_password(loaded.redis.password_file))
         self.ctx.meta[SECRETS] = [secret for secret in secrets if len(secret) > 2]
         self.ctx.meta[DEBUG] = loaded.log.level == "debug"
         setup_logging(loaded.log, secrets=secrets)
+        if secrets_of(str(shared["redis.url"] or "")):
+            others = "STREAMLIB_REDIS_URL or STREAMLIB_REDIS_PASSWORD_FILE keeps it to this process"
+            logging.getLogger("streamlib.cli").warning("password_in_arguments", extra={"advice": others})
         return loaded
 
 

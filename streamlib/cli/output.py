@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
+import logging
+import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,6 +18,8 @@ import click
 
 from streamlib.errors import Refused
 from streamlib.logs import neutralise
+
+_log = logging.getLogger("streamlib.cli")
 
 _RELATIVE = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)")
 _ENTRY_ID = re.compile(r"([0-9]{12,19})(?:-[0-9]+)?")
@@ -77,13 +83,23 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], No
 
 
 def agree(act: str, *, yes: bool) -> None:
-    """Ask before `act` ("delete 12 dead letters"). Raises Refused: answered no, or nobody there to ask."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
+    """Ask before `act` ("delete 12 dead letters"), and log who agreed.
+
+    Raises Refused: answered no, or nobody there to ask.
+    """
+    if not yes and not sys.stdin.isatty():
         raise Refused(f"refused to {act}: there is no terminal to ask; add --yes, or --dry-run to look first")
-    if not click.confirm(f"Really {act}?", err=True):
+    if not yes and not click.confirm(f"Really {act}?", err=True):
         raise Refused(f"did not {act}")
+    _log.info("agreed_to", extra={"act": act, "by": _user(), "host": socket.gethostname(), "asked": not yes})
+
+
+def _user() -> str:
+    """The name of who runs this, or the number of a user who has none, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def when(text: str) -> int:

@@ -17,6 +17,7 @@ from streamlib.redisio.clients import ClientMaker, SingleClients
 from streamlib.redisio.cluster import ClusterClients
 from streamlib.redisio.command_names import name_of
 from streamlib.redisio.failures import RETRYABLE, ErrorClass, classify, error_code, translate
+from streamlib.redisio.login import with_password
 from streamlib.redisio.sentinel import SentinelClients
 from streamlib.settings import RedisSettings, redact
 
@@ -72,6 +73,7 @@ class Clients(Protocol):
 
 def clients_of(settings: RedisSettings) -> Clients:
     """What makes clients for `settings.url`; nothing is sent yet. Raises ConfigError for a URL of the wrong form."""
+    settings = with_password(settings)
     address = read_address(settings.url)
     maker = ClientMaker(settings, address)
     if address.scheme == "sentinel":

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from streamlib.codec import Fields
+from streamlib.logs import hide_passwords
 
 Reason = Literal["max_attempts", "rejected", "decode", "schema", "unknown_type", "crash", "outcome_unknown"]
 
@@ -37,7 +38,8 @@ class Failure(Struct, frozen=True):
 
     @classmethod
     def of(cls, reason: Reason, error: BaseException) -> Failure:
-        """The failure that an exception stands for; texts are cut and freed of control characters."""
+        """The failure that an exception stands for; texts are cut, and freed of control characters and of passwords
+        in addresses."""
         lines = traceback.format_exception(error)
         return cls(
             reason,
@@ -136,7 +138,10 @@ def _said_by(error: BaseException) -> str:
 
 
 def _clean(text: str, limit: int, *, keep_end: bool = False) -> str:
-    text = _CONTROL.sub("?", text)
+    """Cut after hiding: half a password is none that anybody recognises. Far behind the cut nothing matters."""
+    if len(text) > 2 * limit:
+        text = text[-2 * limit :] if keep_end else text[: 2 * limit]
+    text = hide_passwords(_CONTROL.sub("?", text))
     if len(text) <= limit:
         return text
     return f"...{text[-limit:]}" if keep_end else f"{text[:limit]}..."

@@ -1,7 +1,10 @@
 """`streamlib dlq`: from a real worker's dead letters to their replay or end."""
 
+import getpass
+import json
 import os
 import pty
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +173,16 @@ def test_purge_needs_consent_and_says_how(dlq: Callable[..., Result]) -> None:
     assert ids(dlq) == []
 
 
+def test_who_agreed_to_what_is_in_the_log(dlq: Callable[..., Result]) -> None:
+    """Before it is done: a purge that breaks off is told too. What was only looked at, or refused, is no act."""
+    looked, refused, done = (dlq("purge", *flags, "--log-format", "json") for flags in (["--dry-run"], [], ["--yes"]))
+    assert "agreed_to" not in looked.err + refused.err
+    [line] = [json.loads(line) for line in done.err.splitlines()]
+    assert line["event"] == "agreed_to"
+    assert (line["act"], line["asked"]) == ("delete 5 dead letters for good", False)
+    assert (line["by"], line["host"]) == (getpass.getuser(), socket.gethostname())
+
+
 @pytest.mark.parametrize(("answer", "code", "left"), [("n\n", 5, 5), ("y\n", 0, 0)])
 def test_purge_asks_at_a_terminal(
     dlq: Callable[..., Result], shop: Path, redis_url: str, answer: str, code: int, left: int
@@ -186,6 +199,7 @@ def test_purge_asks_at_a_terminal(
         os.close(its)
     assert done.returncode == code, done.stderr
     assert "delete 5 dead letters for good?" in done.stderr
+    assert ("agreed_to" in done.stderr) is (code == 0)
     assert len(ids(dlq)) == left
 
 

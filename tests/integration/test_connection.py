@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-import subprocess
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ from streamlib.redisio.failures import CLIENT_ERRORS, translate
 from streamlib.redisio.packing import TcpConnection
 from streamlib.redisio.plain_client import PlainPool
 from streamlib.settings import RedisSettings, Settings
-from tests.cli.conftest import SHOP, command_line, environment
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.publishing import open_door
 from tests.helpers.servers import HOST, RedisProc
@@ -351,20 +349,3 @@ async def test_a_wrong_password_is_told_without_it(
         with pytest.raises(redis.exceptions.AuthenticationError) as refused:
             await door.persist(lambda: door.execute("PING"), give_up_s=30)
         assert isinstance(translate(refused.value, door.settings.url), RedisUnavailable)
-
-
-@pytest.mark.parametrize("flags", [(), ("-v",), ("--log-format", "json", "-v")], ids=" ".join)
-@pytest.mark.parametrize("command", ["run shop:app --burst --no-http", "info", "check shop:app", "doctor"])
-def test_no_output_of_the_command_line_shows_a_password(
-    own_server: Servers, tmp_path: Path, command: str, flags: tuple[str, ...]
-) -> None:
-    server = guarded(own_server)
-    (tmp_path / "shop.py").write_text(SHOP.replace("{partitions}", "1"))
-    for password, code in ((CANARY, 0), (WRONG, 3)):
-        done = subprocess.run(
-            command_line([*command.split(), *flags]), cwd=tmp_path, capture_output=True, text=True, check=False,
-            env=environment({"STREAMLIB_REDIS_URL": address(server, password)}), timeout=60,
-        )  # fmt: skip
-        assert done.returncode == code, done.stderr
-        assert_hidden(done.stdout, done.stderr)
-    assert "refused our credentials" in done.stderr

@@ -71,10 +71,39 @@ def test_probes_answer_200_or_503_with_the_reason(rig: Rig) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/", 404), ("GET", "/metrics/x", 404), ("POST", "/metrics", 405), ("HEAD", "/livez", 405)],
+    [
+        ("GET", "/", 404),
+        ("GET", "/metrics/x", 404),
+        ("POST", "/metrics", 405),
+        ("HEAD", "/livez", 405),
+        ("TRACE", "/livez", 501),
+    ],
 )
 def test_nothing_else_is_served(rig: Rig, method: str, path: str, status: int) -> None:
     assert rig.get(path, method=method)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "status"),
+    [
+        (f"GET /{'x' * 65_540} HTTP/1.1", [], 414),
+        ("GET /livez HTTP/1.1", [f"X: {'x' * 65_540}"], 431),
+        ("GET /livez HTTP/1.1", [f"X-{n}: y" for n in range(200)], 431),
+        ("GET /livez HTTP/9.9", [], 505),
+        ("nonsense", [], 400),
+    ],
+    ids=["long path", "long header", "many headers", "another HTTP", "no HTTP"],
+)
+def test_what_is_too_large_or_no_request_is_refused_and_harms_nobody(
+    rig: Rig, request_line: str, headers: list[str], status: int
+) -> None:
+    with socket.create_connection((HOST, rig.port), timeout=10) as client:
+        client.sendall("\r\n".join([request_line, *headers, "", ""]).encode())
+        answer = b""
+        while more := client.recv(65_536):
+            answer += more
+    assert f"Error code: {status}".encode() in answer
+    assert rig.get("/livez")[0] == 200
 
 
 def test_a_failing_scrape_is_told_and_does_not_end_the_server(rig: Rig) -> None:

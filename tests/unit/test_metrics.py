@@ -308,3 +308,10 @@ def test_nothing_stale_is_served_when_updates_stop(monkeypatch: pytest.MonkeyPat
     assert backlog_samples(registry)
     monkeypatch.setattr(backlog, "MAX_AGE_S", -1.0)
     assert backlog_samples(registry) == {}
+
+
+def test_labels_are_names_of_things_declared_and_words_of_ours() -> None:
+    """No payload, key, id or address: they tell what nobody may read there, and each makes a series."""
+    declared, build = {"topic", "group", "handler", "type"}, {"version", "python", "redis_py", "server"}
+    words = {"delivery", "outcome", "reason", "kind", "command", "change", "error_type"}
+    assert {label for metric in METRICS for label in metric.labels} <= declared | words | build
