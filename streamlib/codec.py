@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from streamlib.errors import DeclarationError, DecodeError, PublishError, SchemaError
+from streamlib.data import DataCodec, DataFormat
+from streamlib.errors import DecodeError, PublishError
 from streamlib.event import Event, event_type, event_version
-from streamlib.finite import can_hold_nan, decimal_fields, holds_nan, refuse_nan, risky_fields
 from streamlib.keys import MAX_ID_BYTES
-from streamlib.message import Message
+from streamlib.message import MAX_HEADER_BYTES, MAX_HEADERS, Message, header_bytes
 
 Fields = list[bytes]
 """The fields of an entry as Redis keeps them: name, value, name, value, ..."""
-
-DataFormat = Literal["json", "msgpack"]
 
 _REQUIRED = (b"id", b"type", b"v", b"key", b"data")
 _PLAIN = list(_REQUIRED)
@@ -24,6 +21,8 @@ _VERSIONS = {b"%d" % version: version for version in range(1, 100)}
 _OPTIONAL = (b"ts", b"corr", b"cause", b"traceparent", b"h")
 _KNOWN = frozenset(_REQUIRED + _OPTIONAL)
 _headers = msgspec.json.Decoder(dict[str, str])
+_MAX_ENCODED_HEADERS = 6 * MAX_HEADER_BYTES + 6 * MAX_HEADERS + 2
+"""Bytes of the field `h`: a control character of one byte is six in JSON."""
 
 
 class Codec(Protocol):
@@ -53,94 +52,11 @@ class PlainCodec(Protocol):
         """Such data, so that `decode` reads them; `label` names the event. Raises SchemaError."""
 
 
-class _Data:
-    """The data of events in one format, with a decoder kept for each class."""
-
-    def __init__(self, data_format: DataFormat, *, strict: bool = True) -> None:
-        if data_format not in ("json", "msgpack"):
-            raise DeclarationError(f"data format {data_format!r}: choose 'json' or 'msgpack'")
-        self._module: Any = msgspec.json if data_format == "json" else msgspec.msgpack
-        self._encode = self._module.Encoder().encode
-        self._plain = self._module.Decoder(dict[str, Any])
-        self._strict = strict
-        self._readers: dict[type[Event], Callable[[bytes], Event]] = {}
-
-    def encode(self, event: Event) -> bytes:
-        cls = type(event)
-        for name in risky_fields(cls):
-            if holds_nan(getattr(event, name)):
-                refuse_nan(event, event_type(cls))
-        try:
-            data: bytes = self._encode(event)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise PublishError(f"{event_type(cls)} cannot be encoded: {error}") from error
-        return data
-
-    def decode(self, message: Message, cls: type[Event]) -> Event:
-        read = self._readers.get(cls)
-        if read is None:
-            read = self._readers[cls] = self.reader(cls)
-        try:
-            return read(message.data)
-        except (msgspec.DecodeError, ValueError, RecursionError):
-            return self._decode_in_words(message, cls)
-
-    def _decode_in_words(self, message: Message, cls: type[Event]) -> Event:
-        """The same again, for what is wrong with it. Raises SchemaError or DecodeError."""
-        label = f"{message.type} {message.id}"
-        try:
-            event: Event = self._module.Decoder(cls, strict=self._strict).decode(message.data)
-        except msgspec.ValidationError as error:
-            raise SchemaError(f"{label}: {error}") from error
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise DecodeError(f"{label}: {error}") from error
-        _find_nan(event, label)
-        return event
-
-    def reader(self, cls: type[Event]) -> Callable[[bytes], Event]:
-        """Reads data of this class as `decode` does, quicker, but without its words for what is wrong with them."""
-        decoder = self._module.Decoder(cls, strict=self._strict)
-        decode: Callable[[bytes], Event] = decoder.decode
-        if not can_hold_nan(cls):
-            return decode
-        decimals = decimal_fields(cls)
-        others = [name for name in risky_fields(cls) if name not in decimals]
-
-        def read(data: bytes) -> Event:
-            event = decode(data)
-            for name in decimals:
-                if not getattr(event, name).is_finite():
-                    raise ValueError(name)
-            for name in others:
-                if holds_nan(getattr(event, name)):
-                    raise ValueError(name)
-            return event
-
-        return read
-
-    def decode_plain(self, data: bytes, label: str) -> dict[str, Any]:
-        try:
-            plain: dict[str, Any] = self._plain.decode(data)
-        except msgspec.ValidationError as error:
-            raise SchemaError(f"{label}: {error}") from error
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise DecodeError(f"{label}: {error}") from error
-        return plain
-
-    def encode_plain(self, data: dict[str, Any], label: str) -> bytes:
-        _find_nan(data, label)
-        try:
-            encoded: bytes = self._encode(data)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise SchemaError(f"{label}: what the upcasters made of it cannot be stored: {error}") from error
-        return encoded
-
-
 class NativeCodec:
     """The layout of design: `id type v key data`, then what is set of `ts corr cause traceparent h`."""
 
     def __init__(self, data_format: DataFormat = "json") -> None:
-        self._data = _Data(data_format)
+        self._data = DataCodec(data_format)
         self.encode = self._data.encode
         self.decode = self._data.decode
         self.encode_plain = self._data.encode_plain
@@ -149,7 +65,13 @@ class NativeCodec:
     def read(self, entry_id: str, fields: Fields) -> Message:
         if fields[::2] == _PLAIN and len(fields) == 10:  # as most entries are; what is wrong with one is told below
             event_id, type_name, version, key, data = fields[1::2]
-            if version in _VERSIONS and 0 < len(event_id) <= MAX_ID_BYTES and b"\x00" not in event_id:
+            if (
+                version in _VERSIONS
+                and 0 < len(event_id) <= MAX_ID_BYTES
+                and b"\x00" not in event_id
+                and len(key) <= MAX_ID_BYTES
+                and len(type_name) <= MAX_ID_BYTES
+            ):
                 try:
                     return Message(
                         id=event_id.decode(), type=type_name.decode(), version=_VERSIONS[version],
@@ -167,6 +89,8 @@ class NativeCodec:
         event_id, type_name, version, key, data = fields[1::2]
         if not 0 < len(event_id) <= MAX_ID_BYTES or b"\x00" in event_id or not (event_id.isascii() and key.isascii()):
             return None
+        if len(key) > MAX_ID_BYTES or len(type_name) > MAX_ID_BYTES:
+            return None
         return event_id.decode(), type_name, version, data
 
     def _read_named(self, entry_id: str, fields: Fields) -> Message:
@@ -179,9 +103,9 @@ class NativeCodec:
             raise DecodeError(f"entry {entry_id} has unknown fields {', '.join(extra)}")
         return Message(
             id=_event_id(entry_id, named[b"id"]),
-            type=_text(entry_id, "type", named[b"type"]),
+            type=_short(entry_id, "type", named[b"type"]),
             version=_whole(entry_id, "v", named[b"v"]),
-            key=_text(entry_id, "key", named[b"key"]),
+            key=_short(entry_id, "key", named[b"key"]),
             data=named[b"data"],
             **(_optional(entry_id, named) if len(named) > len(_REQUIRED) else {}),
         )
@@ -220,7 +144,7 @@ class FlatCodec:
     def __init__(self, event: type[Event], *, type_field: str = "") -> None:
         self._default = event
         self._type_field = type_field.encode()
-        self._data = _Data("json", strict=False)
+        self._data = DataCodec("json", strict=False)
         self.encode = self._data.encode
         self.decode = self._data.decode
         self.encode_plain = self._data.encode_plain
@@ -229,7 +153,7 @@ class FlatCodec:
         named = _named(entry_id, fields)
         type_name, version = event_type(self._default), event_version(self._default)
         if self._type_field and self._type_field in named:
-            type_name = _text(entry_id, "type", named.pop(self._type_field))
+            type_name = _short(entry_id, "type", named.pop(self._type_field))
         values = {_text(entry_id, "name", k): _text(entry_id, _show(k), v) for k, v in named.items()}
         return Message(id=entry_id, type=type_name, version=version, data=msgspec.json.encode(values))
 
@@ -253,7 +177,7 @@ class RawCodec:
     def __init__(self, event: type[Event], *, field: str = "data", data_format: DataFormat = "json") -> None:
         self._default = event
         self._field = field.encode()
-        self._data = _Data(data_format)
+        self._data = DataCodec(data_format)
         self.encode = self._data.encode
         self.decode = self._data.decode
         self.encode_plain = self._data.encode_plain
@@ -282,16 +206,6 @@ class RawCodec:
         return self._data.decode_plain(message.data, _label(message))
 
 
-def _find_nan(value: Any, label: str) -> None:
-    """Raise SchemaError for a NaN or an infinity anywhere in what was read, DecodeError where it nests too deeply."""
-    try:
-        refuse_nan(value, label)
-    except PublishError as error:
-        raise SchemaError(str(error)) from error
-    except RecursionError as error:
-        raise DecodeError(f"{label}: nested too deeply") from error
-
-
 def _label(message: Message) -> str:
     return f"{message.type} {message.id}"
 
@@ -314,6 +228,12 @@ def _event_id(entry_id: str, raw: bytes) -> str:
     return text
 
 
+def _short(entry_id: str, name: str, raw: bytes) -> str:
+    if len(raw) > MAX_ID_BYTES:
+        raise DecodeError(f"entry {entry_id}: field {name} has {len(raw)} bytes, at most {MAX_ID_BYTES} are allowed")
+    return _text(entry_id, name, raw)
+
+
 def _text(entry_id: str, name: str, raw: bytes) -> str:
     try:
         return raw.decode()
@@ -334,13 +254,23 @@ def _optional(entry_id: str, named: dict[bytes, bytes]) -> dict[str, Any]:
     names = (b"corr", "correlation_id"), (b"cause", "causation_id"), (b"traceparent", "traceparent")
     for field, attribute in names:
         if field in named:
-            found[attribute] = _text(entry_id, field.decode(), named[field])
+            found[attribute] = _short(entry_id, field.decode(), named[field])
     if b"h" in named:
-        try:
-            found["headers"] = _headers.decode(named[b"h"])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise DecodeError(f"entry {entry_id}: field h is no JSON object of texts: {error}") from error
+        found["headers"] = _read_headers(entry_id, named[b"h"])
     return found
+
+
+def _read_headers(entry_id: str, raw: bytes) -> dict[str, str]:
+    most = f"at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together are allowed"
+    if len(raw) > _MAX_ENCODED_HEADERS:
+        raise DecodeError(f"entry {entry_id}: field h has {len(raw)} bytes; {most}")
+    try:
+        headers = _headers.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DecodeError(f"entry {entry_id}: field h is no JSON object of texts: {error}") from error
+    if len(headers) > MAX_HEADERS or header_bytes(headers) > MAX_HEADER_BYTES:
+        raise DecodeError(f"entry {entry_id} has {len(headers)} headers of {header_bytes(headers)} bytes; {most}")
+    return headers
 
 
 def _flat(value: Any) -> bytes:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct, StructMeta
 
 from streamlib.errors import DeclarationError, UnknownType
+from streamlib.keys import MAX_ID_BYTES
 from streamlib.versions import Upcasters
 
 _TYPE = "__streamlib_type__"
@@ -32,6 +33,8 @@ class _MessageMeta(StructMeta):
     ) -> Any:
         if not 1 <= version <= 1_000_000:
             raise DeclarationError(f"{name}(version={version}): a version is a whole number from 1")
+        if len((type_name or name).encode()) > MAX_ID_BYTES:
+            raise DeclarationError(f"{name}: the name of a type has at most {MAX_ID_BYTES} bytes")
         namespace[_TYPE] = type_name or name
         namespace[_VERSION] = version
         options = {"frozen": True, "kw_only": True, **options}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from msgspec import Struct, field
 
+MAX_HEADERS = 32
+MAX_HEADER_BYTES = 8_192
+"""Of all their names and values together, as UTF-8."""
 _MAX_SEQ = (1 << 64) - 1
 _DERIVED = uuid.UUID("5b0a3c52-3d5e-5d0c-9f0e-6f0f5f2a9d11")
 _ID_BYTES = 10
@@ -39,6 +42,11 @@ class Message(Struct, frozen=True, kw_only=True, gc=False):
     causation_id: str | None = None
     traceparent: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+
+
+def header_bytes(headers: Mapping[str, str]) -> int:
+    """Bytes of names and values together; what is no Unicode counts as if it were."""
+    return sum(len(part.encode("utf-8", "surrogatepass")) for pair in headers.items() for part in pair)
 
 
 def event_ids(at_once: int = 500) -> Iterator[str]:

@@ -85,6 +85,10 @@ class TopicSpec(Struct, frozen=True, kw_only=True, eq=False):
             raise PublishError(f"time_ms {time_ms} is no time in ms since 1970")
         if headers and not all(isinstance(part, str) for pair in headers.items() for part in pair):
             raise PublishError(f"headers {headers!r}: names and values are texts")
+        others = {"correlation id": correlation_id, "causation id": causation_id, "traceparent": traceparent}
+        for kind, text in others.items():
+            if text:
+                checked_id(kind, text)
         return Message(
             id=checked_id("event id", event_id) if event_id is not None else new_event_id(),
             type=event_type(type(event)),

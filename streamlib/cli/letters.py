@@ -106,13 +106,17 @@ def readable(raw: bytes) -> str:
 
 
 def _data(raw: bytes) -> Any:
-    """The event's data: JSON or msgpack as values, anything else as text."""
-    try:
-        return json.loads(raw)
-    except ValueError:
-        pass
-    with contextlib.suppress(msgspec.DecodeError, TypeError, ValueError):
+    """The event's data: JSON or msgpack as values that JSON can show, anything else as text."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return _shown_as_json(json.loads(raw))
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
         value = msgspec.msgpack.decode(raw)
         if isinstance(value, dict | list):
-            return msgspec.to_builtins(value, str_keys=True)
+            return _shown_as_json(msgspec.to_builtins(value, str_keys=True))
     return readable(raw)
+
+
+def _shown_as_json(value: Any) -> Any:
+    """The value. Raises ValueError and RecursionError where it cannot be printed: NaN, or nested too deeply."""
+    json.dumps(value, indent=2, allow_nan=False)
+    return value

@@ -114,8 +114,8 @@ def _publish(app: App, topic: TopicSpec, file: BinaryIO, tally: Tally, *, strict
                 messages: list[tuple[int, Message, int]] = []
                 for number, text in batch:
                     try:
-                        messages.append((number, *_message(topic, text)))
-                    except (PublishError, _BadLine) as error:
+                        messages.append((number, *read_line(topic, text)))
+                    except (PublishError, BadLine) as error:
                         tally.fail(number, error)
                         if strict:
                             break
@@ -130,17 +130,19 @@ def _publish(app: App, topic: TopicSpec, file: BinaryIO, tally: Tally, *, strict
             run(app.close())
 
 
-class _BadLine(Exception):
+class BadLine(Exception):
     """A line that is no event of the topic."""
 
 
-def _message(topic: TopicSpec, text: bytes) -> tuple[Message, int]:
-    """The line's event in its envelope, and its delay in ms. Raises _BadLine and PublishError."""
+def read_line(topic: TopicSpec, text: bytes) -> tuple[Message, int]:
+    """The line's event in its envelope, and its delay in ms. Raises BadLine and PublishError."""
     try:
         line = msgspec.json.decode(text, type=Line)
         event = _event(topic, line)
     except (msgspec.DecodeError, DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _BadLine(str(error)) from error
+        raise BadLine(str(error)) from error
+    except Exception as error:  # an event class runs code of its user's (__post_init__)
+        raise BadLine(f"{type(error).__name__}: {error}") from error
     return topic.message(event, event_id=line.id, key=line.key), delay_ms(line.delay)
 
 

@@ -173,7 +173,7 @@ class DeadLetters:
             raise NotFound(
                 f"no dead letter {dead_letter_id!r}; was it replayed or purged? `streamlib dlq ls` lists them"
             )
-        return _found(place, dead_id, fields)
+        return read_letter(place, dead_id, fields)
 
     async def replay(self, found: list[Found]) -> Counter[Replay]:
         """Send handlers' dead letters back to their groups; how many ended how. Safe to repeat."""
@@ -201,7 +201,7 @@ class DeadLetters:
             newest_first=newest_first,
         )
         async for dead_id, fields in entries:
-            found = _found(place, dead_id, fields)
+            found = read_letter(place, dead_id, fields)
             if filters.match(found):
                 yield found
 
@@ -226,7 +226,7 @@ def iso_time(ms: int) -> str:
     return f"{at:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
 
 
-def _found(place: Place, dead_id: str, fields: Fields) -> Found:
+def read_letter(place: Place, dead_id: str, fields: Fields) -> Found:
     letter = parse_dead_letter(fields)
     if letter is None:
         letter = DeadLetter(

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from streamlib.codec import Fields
 from streamlib.errors import DecodeError
+from streamlib.keys import MAX_ID_BYTES
 
 
 class Again(Struct, frozen=True, array_like=True):
@@ -27,7 +28,8 @@ class Again(Struct, frozen=True, array_like=True):
     replays: int = 0
 
 
-_ENTRY_ID = re.compile(r"\d+-\d+")
+_ENTRY_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+_MAX_NUMBER = 2**53
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Again)
 
@@ -42,8 +44,13 @@ def unpack(entry_id: str, fields: Fields) -> Again:
         raise DecodeError(f"entry {entry_id} of an again stream was not written by streamlib")
     try:
         again = _decoder.decode(fields[3])
-    except msgspec.DecodeError as error:
+        fields[1].decode()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(f"entry {entry_id} of an again stream: {error}") from error
-    if len(again.fields) % 2 or not _ENTRY_ID.fullmatch(again.entry_id):
+    if not 0 < len(fields[1]) <= MAX_ID_BYTES or b"\x00" in fields[1]:
+        raise DecodeError(f"entry {entry_id} of an again stream: an event id is 1 to {MAX_ID_BYTES} bytes without NUL")
+    is_entry = len(again.fields) % 2 == 0 and _ENTRY_ID.fullmatch(again.entry_id)
+    numbers = again.attempts, again.parked_ms, again.replays
+    if not is_entry or min(numbers) < 0 or max(numbers) > _MAX_NUMBER:
         raise DecodeError(f"entry {entry_id} of an again stream holds no entry of a stream")
     return again

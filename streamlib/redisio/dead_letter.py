@@ -22,6 +22,8 @@ _NAMES = (
 )  # fmt: skip
 _PACKED, _REPLAYS = b"dl-packed", b"dl-replays"
 _MOST_PARTS = 6_000
+_MOST_DIGITS = 14
+"""Of times that a calendar has a date for, in ms."""
 _MAX_ERROR = 2_000
 _MAX_TRACEBACK = 16_000
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|'[^']*'|\"[^\"]*\"|\d+")
@@ -97,15 +99,20 @@ def parse_dead_letter(stored: Fields) -> DeadLetter | None:
     if tuple(extra[::2]) != _NAMES:
         return None
     own, replays = _unpacked(own), 0
-    if own[:1] == [_REPLAYS] and own[1].isdigit():
+    if len(own) > 1 and own[0] == _REPLAYS and own[1].isdigit() and len(own[1]) <= _MOST_DIGITS:
         own, replays = own[2:], int(own[1])
     text = [value.decode("utf-8", "replace") for value in extra[1::2]]
     reason, error, trace, mark, attempts, entry_id, group, consumer, at_ms = text
     return DeadLetter(
         fields=own, reason=reason, error=error, traceback=trace, fingerprint=mark,
-        attempts=int(attempts) if attempts.isdigit() else 0, entry_id=entry_id, group=group, consumer=consumer,
-        at_ms=int(at_ms) if at_ms.isdigit() else 0, replays=replays,
+        attempts=_whole(attempts), entry_id=entry_id, group=group, consumer=consumer, at_ms=_whole(at_ms),
+        replays=replays,
     )  # fmt: skip
+
+
+def _whole(text: str) -> int:
+    """0 for what we have not written: others may, too."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else 0
 
 
 def _packed(fields: Fields) -> Fields:

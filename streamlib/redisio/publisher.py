@@ -10,7 +10,7 @@ from streamlib.codec import Fields
 from streamlib.errors import PayloadTooLarge, PublishError, StreamlibError
 from streamlib.event import Event
 from streamlib.keys import Keys
-from streamlib.message import Message, Position, event_ids
+from streamlib.message import MAX_HEADER_BYTES, MAX_HEADERS, Message, Position, event_ids, header_bytes
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.publish_batch import Order, Outcome, Sent, Waiting
 from streamlib.redisio.publish_line import BATCH_EVENTS, Line
@@ -21,8 +21,6 @@ Observe = Callable[[str, str, int, float], None]
 """(topic, outcome, number of events, seconds). Outcomes: stored duplicate full conflict too_large refused
 not_confirmed error."""
 
-MAX_HEADERS = 32
-MAX_HEADER_BYTES = 8_192
 MAX_FIELD_PARTS = 2_000
 
 __all__ = ["Publisher", "Sent"]
@@ -157,10 +155,10 @@ def _entry(topic: TopicSpec, message: Message, limits: LimitSettings) -> Fields:
             f"{limits.payload_bytes}; store the large part elsewhere and publish where it is"
         )
     if message.headers:
-        size = sum(len(name) + len(value) for name, value in message.headers.items())
+        size = header_bytes(message.headers)
         if len(message.headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
             raise PayloadTooLarge(
-                f"{_what(topic, message)} has {len(message.headers)} headers of {size} characters; at most "
+                f"{_what(topic, message)} has {len(message.headers)} headers of {size} bytes; at most "
                 f"{MAX_HEADERS} of {MAX_HEADER_BYTES} together are allowed"
             )
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from msgspec import Struct
 
 from streamlib.codec import Codec, Fields
 from streamlib.errors import DecodeError
-from streamlib.keys import StreamKeys
+from streamlib.keys import MAX_ID_BYTES, StreamKeys
 from streamlib.message import Message
 from streamlib.redisio.again import unpack
 from streamlib.redisio.delivery import Delivery, How
@@ -168,20 +169,19 @@ def receive(
     """What an entry is to a worker: its event's envelope, or why there is none."""
     entry_id = origin_id = raw_id.decode()
     event_id, attempts, replays, parked_ms, message, error = "", 0, 0, 0, None, None
-    if again:
-        try:
+    try:
+        if again:
             kept = unpack(entry_id, fields)
-            event_id = fields[1].decode("utf-8", "replace")
+            event_id = fields[1].decode()
             attempts, replays, parked_ms = kept.attempts, kept.replays, kept.parked_ms
             origin_id, fields = kept.entry_id, kept.fields
-        except DecodeError as problem:
-            error = problem
-    if error is None:
-        try:
-            check_whole(origin_id, fields)
-            message = codec.read(origin_id, fields)
-        except DecodeError as problem:
-            error = problem
+        check_whole(origin_id, fields)
+        message = codec.read(origin_id, fields)
+    except DecodeError as problem:
+        error = _alone(problem)
+    except Exception as problem:  # noqa: BLE001 - a codec may be foreign, and its neighbours are not to be harmed
+        error = DecodeError(f"entry {entry_id}: the codec failed: {type(problem).__name__}: {problem}")
+        error.add_note("".join(traceback.format_exception(problem)))
     delivery = Delivery(
         keys=keys,
         partition=partition,
@@ -200,7 +200,15 @@ def receive(
     return Received(delivery, message, error)
 
 
+def _alone(error: DecodeError) -> DecodeError:
+    """The error without frames: they hold the entry, and whoever called, who holds what was received, which holds the
+    error. The garbage collector, to which a Received is unknown, would never find that ring."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
 def _raw_key(fields: Fields) -> str:
     """The key of an entry that cannot be read, if it names one: its successors wait for its end too."""
     named = dict(zip(fields[::2], fields[1::2], strict=False))
-    return named.get(b"key", b"").decode("utf-8", "replace")
+    key = named.get(b"key", b"")
+    return key.decode("utf-8", "replace") if len(key) <= MAX_ID_BYTES else ""

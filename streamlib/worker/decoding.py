@@ -8,6 +8,7 @@ import time
 
 from streamlib.errors import DecodeError, SchemaError, UnknownType
 from streamlib.event import Event, stored_name
+from streamlib.message import Message
 from streamlib.redisio.dead_letter import Failure, Reason
 from streamlib.redisio.reader import Received
 from streamlib.redisio.settler import park
@@ -19,6 +20,17 @@ logger = logging.getLogger(__name__)
 _PARK_FIRST_MS, _PARK_CAP_MS = 1_000, 60_000
 _HAND_OVER_FIRST_MS, _HAND_OVER_CAP_MS = 250, 10_000
 
+ENVELOPE_BYTES = 65_536
+"""More than ids, key and headers of an event that was published can take beside its data."""
+
+
+def too_large(message: Message, size: int, payload_bytes: int) -> DecodeError:
+    """The error of an entry of `size` bytes that is beyond the limits, by its data or by all its fields."""
+    return DecodeError(
+        f"{message.type} {message.id} has {len(message.data)} bytes of data and {size} in all its fields; "
+        f"limits.payload_bytes is {payload_bytes}"
+    )
+
 
 class Decoding:
     """Decodes for one group. Unknown types are parked for up to `unknown_ttl_s`, or go by the topic's rule.
@@ -29,7 +41,7 @@ class Decoding:
     def __init__(self, topic: TopicSpec, group: Group, payload_bytes: int, unknown_ttl_s: float) -> None:
         self._topic = topic
         self._group = group
-        self._payload_bytes = payload_bytes
+        self._payload_bytes, self._entry_bytes = payload_bytes, payload_bytes + ENVELOPE_BYTES
         self._unknown_ttl_s = unknown_ttl_s
 
     def class_of(self, received: Received) -> type[Event] | UnknownType | None:
@@ -46,11 +58,8 @@ class Decoding:
         message = received.message
         if message is None:
             return self.bury(received, Failure.of("decode", _no_event(received)), handler)
-        if len(message.data) > self._payload_bytes:
-            error = DecodeError(
-                f"{message.type} {message.id} has {len(message.data)} bytes of data; "
-                f"limits.payload_bytes is {self._payload_bytes}"
-            )
+        if len(message.data) > self._payload_bytes or received.delivery.size > self._entry_bytes:
+            error = too_large(message, received.delivery.size, self._payload_bytes)
             return self.bury(received, Failure.of("decode", error), handler)
         try:
             return self._topic.decode(message)

@@ -15,6 +15,7 @@ from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.large_entries import check_whole
 from streamlib.redisio.read_model import partition_of
 from streamlib.redisio.rows import check_row_id
+from streamlib.worker.decoding import ENVELOPE_BYTES, too_large
 from streamlib.worker.projection import Projection
 
 
@@ -70,8 +71,9 @@ class Preparer:
     last entries had any that this process does not know.
     """
 
-    def __init__(self, projection: Projection[Any], partition: int) -> None:
+    def __init__(self, projection: Projection[Any], partition: int, payload_bytes: int) -> None:
         self._projection = projection
+        self._payload_bytes, self._entry_bytes = payload_bytes, payload_bytes + ENVELOPE_BYTES
         self._partition = partition
         codec = projection.topic.codec
         self._brief: Brief = codec.brief if type(codec) is NativeCodec else _no_brief  # others may read in another way
@@ -96,7 +98,7 @@ class Preparer:
         if brief is not None:
             one.event_id, type_name, version, data = brief
             known = self._known.get((type_name, version))
-            if known is not None:
+            if known is not None and len(data) <= self._payload_bytes:
                 try:
                     event = known.read(data)
                 except Exception:  # noqa: BLE001 - the same again, the long way, which has the words for what is wrong
@@ -114,6 +116,8 @@ class Preparer:
             cls = topic.registry.find(message.type, message.version)
             if cls not in self._projection.folds:
                 return None
+            if len(message.data) > self._payload_bytes or one.entry.size > self._entry_bytes:
+                raise too_large(message, one.entry.size, self._payload_bytes)
             event, label = topic.decode(message), f"{cls.__name__}.{self._projection.key}"
         except UnknownType as error:
             return self._unknown(one, message, error)

@@ -157,7 +157,7 @@ class ProjectedPartition:
             codec = feed.projection.topic.codec
             seen = await seen_before(self._redis, codec, self._stream, self.checkpoint, feed.window_ms)
         return Applier(
-            Preparer(feed.projection, self.partition),
+            Preparer(feed.projection, self.partition, feed.settings.limits.payload_bytes),
             Folder(feed.projection, self._view, self.lease.worker_id, seen),
             self._redis,
             self._metrics,

@@ -20,6 +20,7 @@ FLOORS = {
             "event",
             "message",
             "codec",
+            "data",
             "keys",
             "retry",
             "settings",

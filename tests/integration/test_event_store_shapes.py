@@ -11,11 +11,11 @@ from streamlib import Event
 from streamlib.codec import Codec, FlatCodec, NativeCodec, RawCodec
 from streamlib.errors import PayloadTooLarge, PublishError
 from streamlib.event import Registry
-from streamlib.message import Message
+from streamlib.message import MAX_HEADERS, Message
 from streamlib.redisio.append_args import args_of
 from streamlib.redisio.event_store import BATCH_BYTES, BATCH_EVENTS
 from streamlib.redisio.later import pack
-from streamlib.redisio.publisher import MAX_FIELD_PARTS, MAX_HEADERS
+from streamlib.redisio.publisher import MAX_FIELD_PARTS
 from streamlib.redisio.scripts import Arg, Script
 from streamlib.settings import LimitSettings
 from streamlib.topic import TopicSpec

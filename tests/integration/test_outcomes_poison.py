@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from streamlib import App, Context, Event, Settings
+from streamlib import App, Context, Event, ReadModel, Settings
 from streamlib.redisio import registry
 from streamlib.settings import LimitSettings
 from tests.helpers.delivering import burst, counted, dead_letters, outcomes, running, settings
@@ -33,11 +33,17 @@ class Returned(Event):
     order_id: str
 
 
+class PlacedRow(ReadModel):
+    order_id: str
+    number: int
+
+
 def entry(*values: str | bytes, **more: str) -> dict[str, str | bytes]:
     return {**dict(zip(NATIVE, values, strict=False)), **more}
 
 
 GOOD = '{"order_id": "o-1"}'
+HEADERS = "{" + ",".join(f'"{n}":""' for n in range(33)) + "}"
 BAD: dict[str, tuple[dict[Any, Any], str, str]] = {
     "truncated json": (entry("b-1", "Placed", "1", "", '{"order_id": '), "decode", "truncated"),
     "no utf-8 in data": (entry("b-2", "Placed", "1", "", b'{"order_id": "\xff\xfe"}'), "decode", ""),
@@ -54,6 +60,8 @@ BAD: dict[str, tuple[dict[Any, Any], str, str]] = {
     "oversized": (entry("b-10", "Placed", "1", "", '{"order_id": "' + "x" * 2_000 + '"}'), "decode", "payload_bytes"),
     "code of the class fails": (entry("b-11", "Checked", "1", "", '{"order_id": "poison"}'), "decode", "own code"),
     "deep json": (entry("b-12", "Placed", "1", "", "[" * 900 + "]" * 900), "schema", ""),
+    "a key too long": (entry("b-13", "Placed", "1", "k" * 201, GOOD), "decode", "field key has 201 bytes"),
+    "too many headers": (entry("b-14", "Placed", "1", "", GOOD, h=HEADERS), "decode", "33 headers"),
     "five thousand fields": ({f"f{n}": "v" for n in range(5_000)}, "decode", "has no field id"),
 }  # fmt: skip
 
@@ -112,9 +120,30 @@ async def test_a_foreign_entry_among_the_returning_ones_is_a_dead_letter(redis_u
         client.xadd(
             again, {"id": "e-2", "body": b"\x95\xa1x\x00\x00\xa5retry\x91\xc4\x01x"}
         )  # one field name, no value
+        client.xadd(again, {"id": "e-3", "body": b"\x97\xa35-1\x00\x00\xa5retry\x90\x00" + b"\x91" * 100_000})
+        client.xadd(again, {"id": "i" * 100_000, "body": b"\x95\xa35-1\x00\x00\xa5retry\x90"})
         assert await burst(app) == 0
-    assert [letter["dl-reason"] for letter in dead_letters(client, "orders", "g")] == ["decode"] * 3
+    assert [letter["dl-reason"] for letter in dead_letters(client, "orders", "g")] == ["decode"] * 5
     assert client.xlen(again) == 0
+
+
+async def test_a_projection_buries_what_is_too_large_and_goes_on(redis_url: str, client: Any) -> None:
+    app = App("shop", settings=settings(redis_url, sections={"limits": LimitSettings(payload_bytes=2_000)}))
+    orders = app.topic("orders", Placed)
+    view = app.projection("placed", orders, PlacedRow, key="order_id")
+
+    @view.on(Placed)
+    def fold(row: PlacedRow | None, event: Placed) -> PlacedRow:
+        return PlacedRow(order_id=event.order_id, number=event.number)
+
+    async with app, running(app):
+        await orders.publish(Placed(order_id="o-1"))
+        client.xadd("orders", entry("b-1", "Placed", "1", "", '{"order_id": "o-2", "more": "' + "x" * 2_000 + '"}'))
+        await view.wait_for(await orders.publish(Placed(order_id="o-3")), timeout=10)
+        assert [await view.get(row) is not None for row in ("o-1", "o-2", "o-3")] == [True, False, True]
+    [letter] = dead_letters(client, "orders", "placed")
+    assert letter["dl-reason"] == "decode"
+    assert "limits.payload_bytes is 2000" in letter["dl-error"]
 
 
 # -- types that this app does not know ------------------------------------------------------------------------------
