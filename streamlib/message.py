@@ -12,6 +12,8 @@ from msgspec import Struct, field
 MAX_HEADERS = 32
 MAX_HEADER_BYTES = 8_192
 """Of all their names and values together, as UTF-8."""
+ENVELOPE_BYTES = 65_536
+"""More than ids, key and headers of an event that was published take beside its data."""
 _MAX_SEQ = (1 << 64) - 1
 _DERIVED = uuid.UUID("5b0a3c52-3d5e-5d0c-9f0e-6f0f5f2a9d11")
 _ID_BYTES = 10

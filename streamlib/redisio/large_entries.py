@@ -7,13 +7,13 @@ from typing import Any
 
 from streamlib.codec import Fields
 from streamlib.errors import DecodeError
+from streamlib.message import ENVELOPE_BYTES
 from streamlib.redisio.failures import CLIENT_ERRORS, ErrorClass, classify
 from streamlib.redisio.scripts import Executes, Script
 
 _read_within = Script("read_within", reads_only=True)
 _stream_facts = Script("stream_facts", reads_only=True)
 _CUT = b"dl-cut"
-_ENVELOPE_BYTES = 65_536
 _FIRST_BYTES, _MOST_BYTES = 1 << 20, 1 << 26
 _GROW_AFTER = 8
 """Reads that came before the next ones may bring twice as much."""
@@ -30,7 +30,7 @@ class Room:
     """
 
     def __init__(self, payload_bytes: int = 0) -> None:
-        self.cut_above = payload_bytes + _ENVELOPE_BYTES if payload_bytes else 0
+        self.cut_above = payload_bytes + ENVELOPE_BYTES if payload_bytes else 0
         self._bytes = 0
         self._came = 0
 

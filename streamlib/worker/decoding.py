@@ -8,7 +8,7 @@ import time
 
 from streamlib.errors import DecodeError, SchemaError, UnknownType
 from streamlib.event import Event, stored_name
-from streamlib.message import Message
+from streamlib.message import ENVELOPE_BYTES, Message
 from streamlib.redisio.dead_letter import Failure, Reason
 from streamlib.redisio.reader import Received
 from streamlib.redisio.settler import park
@@ -19,9 +19,6 @@ from streamlib.worker.work import NO_HANDLER, Ended, Group
 logger = logging.getLogger(__name__)
 _PARK_FIRST_MS, _PARK_CAP_MS = 1_000, 60_000
 _HAND_OVER_FIRST_MS, _HAND_OVER_CAP_MS = 250, 10_000
-
-ENVELOPE_BYTES = 65_536
-"""More than ids, key and headers of an event that was published can take beside its data."""
 
 
 def too_large(message: Message, size: int, payload_bytes: int) -> DecodeError:

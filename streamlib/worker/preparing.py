@@ -10,12 +10,12 @@ from msgspec import Struct
 from streamlib.codec import Fields, NativeCodec
 from streamlib.errors import DecodeError, SchemaError, UnknownType
 from streamlib.event import Event, event_version, stored_name
-from streamlib.message import Message, entry_time_ms
+from streamlib.message import ENVELOPE_BYTES, Message, entry_time_ms
 from streamlib.redisio.dead_letter import Failure
 from streamlib.redisio.large_entries import check_whole
 from streamlib.redisio.read_model import partition_of
 from streamlib.redisio.rows import check_row_id
-from streamlib.worker.decoding import ENVELOPE_BYTES, too_large
+from streamlib.worker.decoding import too_large
 from streamlib.worker.projection import Projection
 
 

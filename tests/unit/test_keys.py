@@ -80,7 +80,10 @@ def test_names_that_are_allowed(name: str) -> None:
     assert check_name("topic", name) == name
 
 
-@pytest.mark.parametrize("name", ["", "x" * 65, "a b", "a:b", "a{b", "a/b", "naïve", "a\n", "orders\n"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "x" * 65, "a b", "a:b", "a{b", "a/b", "naïve", "a\n", "orders\n", "a}", "a*", "a?", "[a]", "a\\", "\x1b[2J"],
+)
 def test_names_that_would_break_a_key_are_refused(name: str) -> None:
     with pytest.raises(DeclarationError, match="a name is 1 to 64 of the characters"):
         check_name("topic", name)
