@@ -100,7 +100,7 @@ def _returning(rng: random.Random) -> tuple[str, bool, Fields]:
             )
         )
     elif way < 0.7:  # more than we keep: what is read past must not be read without end either
-        body = b"\x96" + body[1:] + msgpack_value(rng)
+        body = b"\x97" + body[1:] + msgpack_value(rng)
     fields = [b"id", rng.choice((b"e-1", b"\xff", b"")), b"body", body]
     if rng.random() < 0.1:
         fields = fields[: rng.randrange(5)] + [rng.randbytes(3)] * rng.randrange(3)

@@ -223,6 +223,7 @@ def returning(body: Any, event_id: bytes = b"e-1") -> Fields:
         returning(("٣-٣", 0, 0, "retry", [])),
         returning(("9" * 5_000 + "-1", 0, 0, "retry", [])),
         returning(("5-1", 0, 0, "retry", [b"id"])),
+        returning(("5-1", 0, 0, "retry", [], -1)),
         returning(b"\x95\xa35-\xff\x00\x00\xa5retry\x90"),
         returning(("5-1", 0, 0, "retry", []), event_id=b""),
         returning(("5-1", 0, 0, "retry", []), event_id=b"a\x00b"),
@@ -256,6 +257,14 @@ def test_a_dead_letter_with_any_number_can_be_shown(field: int, number: bytes) -
     fields[field] = number
     full = shown_in_full(read_letter(PLACE, "5-1", fields))
     assert (full["attempts"], full["at"][:4]) == ((1, "1970") if field == -1 else (0, "1970"))
+
+
+@pytest.mark.parametrize("own", [[b"dl-replays"], [b"dl-replays", b"9" * 5_000], [b"dl-replays", "²".encode()]])
+def test_a_dead_letter_says_how_often_it_came_back_or_anything_else(own: Fields) -> None:
+    fields = dead_letter_fields(
+        own, Failure("decode", "no"), attempts=1, entry_id="5-1", group="g", consumer="c", at_ms=5
+    )  # fmt: skip
+    assert read_letter(PLACE, "5-1", fields).letter.replays == 0
 
 
 @pytest.mark.parametrize(
