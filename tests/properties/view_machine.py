@@ -22,7 +22,7 @@ from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.indexes import ViewKeys
 from streamlib.redisio.large_entries import Room
 from streamlib.redisio.view_state import read_entries, view_head
-from streamlib.settings import RetentionSettings
+from streamlib.settings import LimitSettings, RetentionSettings
 from streamlib.worker.applying import OK, Applier
 from streamlib.worker.folding import Folder
 from streamlib.worker.preparing import Preparer, RawEntry, Stop
@@ -166,7 +166,7 @@ class ViewMachine(RuleBasedStateMachine):
         if generation == self.model.building:
             seen = await seen_before(self.door, view.topic.codec, TOPIC, checkpoint, WINDOW_MS)
         return Applier(
-            Preparer(view, 0), Folder(view, keys, worker, seen), self.door, METRICS,
+            Preparer(view, 0, LimitSettings().payload_bytes), Folder(view, keys, worker, seen), self.door, METRICS,
             owner=worker, epoch=epoch, window_ms=WINDOW_MS, checkpoint=checkpoint, log_fields={},
         )  # fmt: skip
 
