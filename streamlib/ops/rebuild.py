@@ -110,8 +110,7 @@ class Rebuild:
         await registry.declare_topic(view.redis, view.keys, view.projection.topic)
         if outlook.starts_over:
             await self._start_over(outlook)
-        begin = partial(generations.begin, view.redis, view.keys, view.name, outlook.generation, self._fingerprint)
-        await view.ask(begin)
+        await self._begin(outlook)
         builder = self._builder(outlook.generation)
         await builder.take_turn()
         try:
@@ -153,6 +152,14 @@ class Rebuild:
         now = await self._view.standing()
         await drop(self._view, now, outlook.generation)
 
+    async def _begin(self, outlook: Outlook) -> None:
+        """Register the view and what is built of it. That this is ours and stands, `_prepare` sees."""
+        view, live, generation = self._view, outlook.live, outlook.generation
+        await view.ask(partial(generations.declare_view, view.redis, view.keys, view.name.topic, view.name.view))
+        await view.ask(
+            partial(generations.begin, view.redis, view.keys, view.name, live, generation, self._fingerprint)
+        )
+
     async def _prepare(self, generation: int) -> Standing:
         """Register the group: from here on retention keeps everything for the new generation."""
         view = self._view
@@ -162,8 +169,6 @@ class Rebuild:
             raise Refused(f"{view.label} was changed by somebody else meanwhile; look at it again")
         await registry.declare_group(view.redis, view.keys, topic, view.group(generation), "projection", types)
         await self._check_past()
-        declare = partial(generations.declare_view, view.redis, view.keys, topic.name, view.projection.name)
-        await view.ask(declare)
         return now
 
     async def _catch_up(self, builder: Builder, generation: int, advance: Advance) -> None:

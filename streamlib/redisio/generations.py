@@ -97,9 +97,20 @@ async def declare_generations(redis: RedisDoor, keys: Keys, topic: TopicSpec, vi
         await declare_group(redis, keys, topic, group_of(view, generation), "projection", names)
 
 
-async def begin(redis: Executes, keys: Keys, name: ViewName, generation: int, fingerprint: str) -> bool:
-    """Note that a generation is being built; False when there is one. Safe to send twice."""
-    return await _move(redis, keys, name, {_BUILDING: ("", f"{generation}:{fingerprint}")})
+async def begin(redis: Executes, keys: Keys, name: ViewName, live: int, generation: int, fingerprint: str) -> bool:
+    """Note that a generation is being built beside the live one of a declared view; False when there is another, or one
+    to go back to or to delete, or when another has gone live: it may have had the same number. Safe to send twice."""
+    return await _move(
+        redis,
+        keys,
+        name,
+        {
+            "": (str(live), str(live)),
+            _KEPT: ("", ""),
+            _DROPPING: ("", ""),
+            _BUILDING: ("", f"{generation}:{fingerprint}"),
+        },
+    )
 
 
 async def switch(redis: Executes, keys: Keys, name: ViewName, now: Standing) -> bool:

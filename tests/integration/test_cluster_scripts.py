@@ -191,6 +191,6 @@ async def test_every_script_keeps_to_its_slot(cluster: ClusterTopology, used: se
         assert await read_bounded(app.redis, streams[0].stream)
         await trim_once(app.redis, app.keys, moves.spec, RetentionSettings(max_len=1))
         await remove(app.redis, app.keys, "moves", "mail")
-        assert await begin(app.redis, app.keys, ViewName("moves", "balances"), 2, "a fingerprint")
+        assert await begin(app.redis, app.keys, ViewName("moves", "balances"), 1, 2, "a fingerprint")
     await commands_are_answered(cluster.url)
     assert used == ALL, f"not run: {sorted(ALL - used)}"

@@ -270,6 +270,22 @@ async def test_two_that_change_a_view_at_once_do_not_mix(rig: Rig, client: redis
     assert (await view.standing()).live == 1
 
 
+@pytest.mark.parametrize("drops", [False, True])
+async def test_the_beginning_of_a_rebuild_that_arrives_after_another_has_gone_live_is_refused(
+    rig: Rig, client: redis.Redis, drops: bool
+) -> None:
+    """Else the live generation would count as being built, and to abandon that would delete what readers see."""
+    rig.publish(client, Opened(account="a", owner="o"))
+    await declare(rig)
+    seen = await view_of(rig).standing()
+    await rebuilt(rig)
+    if drops:
+        await drop(view_of(rig), await view_of(rig).standing(), 1)
+    assert not await generations.begin(rig.door, rig.keys, NAME, seen.live, seen.next, "a fingerprint")
+    now = await view_of(rig).standing()
+    assert (now.live, now.building) == (2, 0)
+
+
 async def test_a_kept_generation_that_nobody_feeds_is_not_gone_back_to(
     rig: Rig, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

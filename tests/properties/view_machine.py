@@ -246,7 +246,8 @@ class ViewMachine(RuleBasedStateMachine):
         self.resending.twice = twice
         if deed == "build":
             model.begin()
-            assert await generations.begin(self.door, keys, name, model.building, "f")
+            await generations.declare_view(self.door, keys, TOPIC, VIEW)
+            assert await generations.begin(self.door, keys, name, now.live, model.building, "f")
             await self._declare_group(model.building)
         elif deed == "switch":
             assert await generations.switch(self.door, keys, name, now)

@@ -129,7 +129,7 @@ async def test_every_lua_script_runs_on_fakeredis(streamlib_app: AppFactory) -> 
         assert Handled("orders", "ledger", "eo-1", "Placed") in harness.handled
         found = [n async for some in many_keys(app.redis, [stream], ["idem:ledger"], one_node=True) for n in some]
         assert sorted(found) == [stream.idem("ledger", f"e{name}").encode() for name in ("o-1", "o-2")]
-        assert await begin(app.redis, app.keys, ViewName("orders", "order-view"), 2, "fingerprint")
+        assert await begin(app.redis, app.keys, ViewName("orders", "order-view"), 1, 2, "fingerprint")
         assert len(await read_by_hand(app.redis, stream)) == 2
         assert len(await read_bounded(app.redis, stream.stream)) == 2
         await money_is_moved(app, bank)
