@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from streamlib.errors import NotFound, Refused
+from streamlib.errors import Fenced, NotFound, Refused
 from streamlib.keys import Keys
 from streamlib.ops.dead_letters import iso_time
 from streamlib.ops.pace import AT_ONCE, Pace
@@ -22,7 +22,7 @@ from streamlib.ops.ranges import Asked, Scan, ranges_of
 from streamlib.redisio import replays
 from streamlib.redisio.connection import RedisDoor
 from streamlib.redisio.failures import CLIENT_ERRORS, error_code
-from streamlib.redisio.replays import Outcome, Plan, Progress, Totals
+from streamlib.redisio.replays import Batch, Outcome, Plan, Progress, Totals
 
 T = TypeVar("T")
 
@@ -131,11 +131,7 @@ class Replay:
                     del scans[place]
                     continue
                 before = self._progress[place.partition].totals
-                sending = partial(
-                    replays.step, self._redis, place.keys, self._group, self._number, behind, batch,
-                    window_ms=self._window_ms,
-                )  # fmt: skip
-                current, progress = await self._persist(sending)
+                current, progress = await self._send(place, behind, batch)
                 self._progress[place.partition] = progress
                 if not current:  # the same command runs somewhere else, too: together they are one run
                     scan.go_to(progress.position)
@@ -146,6 +142,17 @@ class Replay:
                     keep_at = time.monotonic() + _KEEP_EVERY_S
         await self._end()
         return self.totals
+
+    async def _send(self, place: Place, behind: str, batch: Batch) -> tuple[bool, Progress]:
+        sending = partial(
+            replays.step, self._redis, place.keys, self._group, self._number, behind, batch, window_ms=self._window_ms
+        )
+        try:
+            return await self._persist(sending)
+        except Fenced:
+            # A plan of ours that stands came late, after a later run had ended: nobody could go on with it.
+            await self._persist(partial(replays.end, self._redis, self._record, self._number))
+            raise
 
     # -- the run ------------------------------------------------------------------------------------------------------
 

@@ -84,6 +84,18 @@ async def test_another_range_waits_until_the_first_has_ended_or_was_given_up(red
         assert t.again() == ["e-1", "e-2", "e-3", "e-10", "e-11", "e-12"]
 
 
+async def test_a_replay_that_begins_only_after_a_later_one_has_ended_leaves_no_plan_behind(redis_url: str) -> None:
+    """Else the same command would go on with it, and be told for days that its place was taken."""
+    async with a_topic(redis_url) as t:
+        t.put("e-1")
+        t.deliver()
+        late = await t.replay()
+        await (await t.replay()).run(Pace(), lambda n: None)
+        with pytest.raises(Fenced):
+            await late.run(Pace(), lambda n: None)
+        assert not (await t.replay()).goes_on
+
+
 async def test_a_replay_whose_place_was_taken_stops(redis_url: str) -> None:
     async with a_topic(redis_url) as t:
         for n in range(12):
