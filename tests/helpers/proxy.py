@@ -10,13 +10,14 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import urlsplit
 
 from tests.helpers import recovery
 from tests.helpers.acl import LOGIN
+from tests.helpers.wire import Catch, Moment, Watch
 
 T = TypeVar("T")
 
@@ -27,10 +28,11 @@ HOST = "127.0.0.1"
 class _Link:
     """One client connection and its connection to the server."""
 
-    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter, catch: Catch | None) -> None:
         self.client = client
         self.server = server
         self.swallow_reply = False
+        self.watch = Watch(catch) if catch is not None else None
 
     def close(self) -> None:
         self.client.close()
@@ -62,6 +64,7 @@ class ChaosProxy:
         self._delay_ms = self._jitter_ms = 0.0
         self._cut_budget: int | None = None
         self._drop_after: bytes | None = None
+        self._catch: Catch | None = None
         self._open_road: asyncio.Event | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="chaos-proxy", daemon=True)
@@ -107,6 +110,26 @@ class ChaosProxy:
         self._do(arm)
         recovery.struck()
 
+    def catch(self, words: Collection[bytes], moment: Moment, nth: int = 1) -> threading.Event:
+        """Hold one message, and with it its connection: see `Catch`. Connections opened from now on are watched.
+
+        The event is set when it has been caught; then `deliver_caught` or `lose_caught`.
+        """
+
+        def arm() -> threading.Event:
+            self._catch = Catch(words, moment, nth)
+            return self._catch.happened
+
+        return self._do(arm)
+
+    def deliver_caught(self) -> None:
+        """Let what is held go on now, or whatever is caught later at once."""
+        self._do(self._caught().deliver)
+
+    def lose_caught(self) -> None:
+        """Close the connection: what is held never arrives."""
+        self._do(self._caught().lose)
+
     def blackhole(self) -> None:
         """Go silent: connections stay open and are accepted, no byte moves; `heal()` delivers what was held.
 
@@ -131,6 +154,9 @@ class ChaosProxy:
         def clear() -> None:
             self._delay_ms = self._jitter_ms = 0.0
             self._cut_budget = self._drop_after = None
+            if self._catch is not None:
+                self._catch.deliver()
+                self._catch = None
             self._road().set()
 
         self._do(clear)
@@ -170,6 +196,11 @@ class ChaosProxy:
             raise RuntimeError("the proxy has not been started")
         return self._open_road
 
+    def _caught(self) -> Catch:
+        if self._catch is None:
+            raise RuntimeError("nothing is to be caught")
+        return self._catch
+
     async def _listen(self) -> None:
         self._open_road = asyncio.Event()
         self._open_road.set()
@@ -192,7 +223,7 @@ class ChaosProxy:
         except OSError:  # the server is down: the client sees its connection closed
             to_client.close()
             return
-        link = _Link(to_client, to_server)
+        link = _Link(to_client, to_server, self._catch)
         self._links.add(link)
         pumps = [
             asyncio.ensure_future(self._pump_requests(link, from_client)),
@@ -216,6 +247,8 @@ class ChaosProxy:
             if self._drop_after is not None and self._drop_after in chunk:
                 self._drop_after = None
                 link.swallow_reply = True
+            if link.watch is not None and link.watch.sees_request(chunk) and not await link.watch.hold():
+                return
             link.server.write(chunk)
             await link.server.drain()
 
@@ -225,6 +258,8 @@ class ChaosProxy:
                 spread_ms = random.uniform(-self._jitter_ms, self._jitter_ms)
                 await asyncio.sleep(max(0.0, self._delay_ms + spread_ms) / 1000)
             await self._road().wait()
+            if link.watch is not None and link.watch.sees_reply(chunk) and not await link.watch.hold():
+                return
             if link.swallow_reply:
                 self.struck += 1
                 return

@@ -3,8 +3,11 @@
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -14,6 +17,7 @@ from tests.helpers.processes import is_alive
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.servers import RedisProc, available_kinds, connect
 from tests.helpers.waiting import eventually, wait_until
+from tests.helpers.wire import script_words
 from tests.helpers.workers import WorkerProc
 
 OwnServer = Callable[..., RedisProc]
@@ -134,6 +138,70 @@ def test_proxy_resets_open_connections_and_serves_new_ones(proxy: ChaosProxy, cl
     wait_until(lambda: proxy.connections == 0)
     with connect(proxy.url) as far:
         assert far.ping()
+
+
+@contextmanager
+def sending(proxy: ChaosProxy, send: Callable[[redis.Redis], Any]) -> Iterator[Future[Any]]:
+    """Somebody sends something through the proxy, on a connection of its own; its answer."""
+    with connect(proxy.url) as far, ThreadPoolExecutor(1) as thread:
+        yield thread.submit(send, far)
+
+
+def test_proxy_holds_a_request_and_delivers_it_late(proxy: ChaosProxy, client: redis.Redis) -> None:
+    caught = proxy.catch({b"INCRBY"}, "before")
+    with sending(proxy, lambda far: far.incr("n")) as answer, connect(proxy.url) as beside:
+        assert caught.wait(10)
+        assert beside.get("n") is None, "other connections go on, and the server has not seen it"
+        proxy.deliver_caught()
+        assert answer.result(10) == 1
+    client.delete("n")
+
+
+def test_proxy_holds_the_reply_to_a_request_that_was_carried_out(proxy: ChaosProxy, client: redis.Redis) -> None:
+    caught = proxy.catch({b"INCRBY"}, "after", nth=2)
+    with sending(proxy, lambda far: [far.incr("n"), far.incr("n")]) as answer:
+        assert caught.wait(10)
+        assert client.get("n") == b"2"
+        assert not answer.done()
+        proxy.lose_caught()
+        with pytest.raises(redis.exceptions.ConnectionError):
+            answer.result(10)
+    client.delete("n")
+
+
+def test_proxy_finds_a_request_behind_others_in_one_pipeline(proxy: ChaosProxy, client: redis.Redis) -> None:
+    caught = proxy.catch({b"INCRBY"}, "after")
+
+    def send(far: redis.Redis) -> Any:
+        with far.pipeline(transaction=False) as pipe:
+            pipe.set("big", "x" * 300_000)
+            pipe.get("big")
+            pipe.incr("n")
+            return pipe.execute()
+
+    with sending(proxy, send) as answers:
+        assert caught.wait(10)
+        assert client.get("n") == b"1"
+        proxy.deliver_caught()
+        assert answers.result(10)[2] == 1
+    client.delete("n", "big")
+
+
+def test_proxy_does_not_take_an_unknown_script_for_one_that_was_run(proxy: ChaosProxy, client: redis.Redis) -> None:
+    sha, body = sorted(script_words("leave"), key=len)
+    caught = proxy.catch({sha, body}, "after")
+    client.script_flush()
+
+    def send(far: redis.Redis) -> Any:
+        with pytest.raises(redis.exceptions.NoScriptError):
+            far.evalsha(sha.decode(), 1, "workers", "w")
+        assert not caught.is_set()
+        return far.eval(body.decode(), 1, "workers", "w")
+
+    with sending(proxy, send) as answer:
+        assert caught.wait(10)
+        proxy.deliver_caught()
+        assert answer.result(10) == 0
 
 
 def test_proxy_outlives_its_server(own_server: OwnServer) -> None:
