@@ -36,7 +36,9 @@ class Bench:
         self._accounts = ACCOUNTS
         self._first = 0
 
-    def worker(self, *args: str, work_s: float = 0.0, url: str = "", **env: str) -> WorkerProc:
+    def worker(
+        self, *args: str, work_s: float = 0.0, url: str = "", app: str = "tests.chaos.job_app:app", **env: str
+    ) -> WorkerProc:
         """A worker process; `url` leads it to the server another way (a proxy, another user)."""
         environ = {
             "STREAMLIB_WORKER_LEASE_MS": str(LEASE_MS),
@@ -46,7 +48,7 @@ class Bench:
             "JOB_WORK_S": str(work_s),
             **env,
         }
-        return WorkerProc("tests.chaos.job_app:app", url or self.server.url, *args, cwd=self._tmp_path, env=environ)
+        return WorkerProc(app, url or self.server.url, *args, cwd=self._tmp_path, env=environ)
 
     def publish(self, count: int, acts: Acts | None = None) -> list[str]:
         """Publish jobs numbered from 0 (or on); their event ids, confirmed."""
@@ -58,6 +60,14 @@ class Bench:
         answers = self.app.publish_many(jobs, events)
         assert all(isinstance(answer, Position) for answer in answers), answers
         return self.book(events, [answer.entry_id for answer in answers if isinstance(answer, Position)])
+
+    def publish_late(self, count: int, delay_s: float) -> None:
+        """Publish more jobs that come only after a while."""
+        start = self._first + len(self._published)
+        for n in range(start, start + count):
+            event = Job(n=n, account=self._accounts[n % len(ACCOUNTS)])
+            self.app.publish(jobs, event, id=f"late-{n}", delay=delay_s)
+            self._published[f"late-{n}"] = event
 
     def book(self, events: Sequence[Job], entry_ids: Sequence[str]) -> list[str]:
         """Put confirmed jobs on the books; their event ids."""
@@ -107,13 +117,12 @@ class Bench:
     def wait_until_done(self, timeout: float = 90.0) -> None:
         """Until no event of any group is under way any more."""
 
-        def nothing_left() -> bool:
-            ids = list(self._published)
-            settled = ledger(self.client, "jobs", "effects", ids).settled
-            views = self.is_folded("jobs", "accounts") and self.is_folded("results", "sums")
-            return settled and views
+        wait_until(self.is_done, timeout, every=0.1, what="every group is done")
 
-        wait_until(nothing_left, timeout, every=0.1, what="every group is done")
+    def is_done(self) -> bool:
+        """Is no event of any group under way now?"""
+        settled = ledger(self.client, "jobs", "effects", list(self._published)).settled
+        return settled and self.is_folded("jobs", "accounts") and self.is_folded("results", "sums")
 
     def is_folded(self, stream: str, group: str) -> bool:
         """Whether this projection has committed all of the stream."""
