@@ -22,7 +22,7 @@ from tests.helpers.servers import connect
 
 EXAMPLES_ENV = "STREAMLIB_TEST_EXAMPLES"
 
-_COMMIT = Script("commit")
+_KEPT = {Script(name).sha for name in ("publish", "commit")}
 
 T = TypeVar("T")
 M = TypeVar("M", bound=RuleBasedStateMachine)
@@ -58,8 +58,8 @@ class Resending:
 
     def __init__(self, door: RedisDoor) -> None:
         self.twice = False
-        self.commits: list[tuple[Any, ...]] = []
-        """Every commit of a view that was sent."""
+        self.sent: list[tuple[Any, ...]] = []
+        """Every batch of a publisher and every commit of a view, as it was sent: it may arrive again, much later."""
         self._door = door
 
     @classmethod
@@ -70,8 +70,8 @@ class Resending:
 
     async def execute(self, *command: Any) -> Any:
         answer = await self._door.execute(*command)
-        if command[:2] == ("EVALSHA", _COMMIT.sha):
-            self.commits.append(command)
+        if command[0] == "EVALSHA" and command[1] in _KEPT:
+            self.sent.append(command)
         if self.twice and str(command[0]).startswith("EVAL"):
             answer = await self._door.execute(*command)
         return answer

@@ -21,7 +21,7 @@ from tests.helpers.publishing import made
 from tests.properties.delivery_hands import Hands
 from tests.properties.delivery_model import DEAD, DONE, Entry, GroupModel, Witness
 from tests.properties.delivery_rig import GROUPS, TOPIC_LEN, Rig, expected
-from tests.properties.running import Place
+from tests.properties.running import Place, chosen, picks
 
 T = TypeVar("T")
 
@@ -80,6 +80,12 @@ class TopicMachine(RuleBasedStateMachine):
             for number, content in zip(numbers, contents, strict=True)
         ]
         self._publish(messages, contents, twice)
+
+    @precondition(lambda self: self.rig.resending.sent)
+    @rule(pick=picks)
+    def an_old_batch_arrives(self, pick: int) -> None:
+        """However late: nothing changes, which is compared after this step as after any."""
+        self.run(self.rig.door.execute(*chosen(self.rig.resending.sent, [pick])[0]))
 
     def _publish(self, messages: list[Any], numbers: list[int], twice: bool) -> None:
         answers = self.run(self.rig.publisher.send(self.rig.topic, messages), twice=twice)

@@ -207,11 +207,11 @@ class ViewMachine(RuleBasedStateMachine):
             assert result.verdict is Verdict.FENCED
             self.projectors.remove(one)
 
-    @precondition(lambda self: self.resending.commits)
+    @precondition(lambda self: self.resending.sent)
     @rule(pick=picks)
     def an_old_commit_arrives(self, pick: int) -> None:
         """However late: nothing changes, which is compared after this step as after any."""
-        command = chosen(self.resending.commits, [pick])[0]
+        command = chosen(self.resending.sent, [pick])[0]
         self.run(self.door.execute(*command))
 
     # -- generations --------------------------------------------------------------------------------------------------
