@@ -106,8 +106,6 @@ class DataCodec:
             raise SchemaError(f"{label}: {error}") from error
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise DecodeError(f"{label}: {error}") from error
-        if _may_nest(data) or not self._is_json:
-            _find_nan(plain, label)
         return plain
 
     def encode_plain(self, data: dict[str, Any], label: str) -> bytes:
