@@ -253,6 +253,15 @@ MUTATIONS = (
         "tests/integration/test_projection_faults.py::test_a_commit_sent_twice_writes_once",
     ),
     Mutation(
+        "rebuild-begins-over-the-live-view",
+        "a rebuild begins a generation that another has built and put live meanwhile",
+        "streamlib/redisio/generations.py",
+        '            "": (str(live), str(live)),\n            _KEPT',
+        "            _KEPT",
+        "tests/integration/test_rebuild.py"
+        "::test_the_beginning_of_a_rebuild_that_arrives_after_another_has_gone_live_is_refused",
+    ),
+    Mutation(
         "epoch-repeats",
         "the next owner of a partition has the epoch of the last",
         f"{LUA}/own.lua",
