@@ -7,6 +7,7 @@ but a named outcome came of a case.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -22,8 +23,10 @@ _CHUNK = 5_000
 
 
 def chunk(seed: int, first: int, last: int) -> Tally:
-    """The cases from `first` to before `last`, in a process of its own kind."""
+    """The cases from `first` to before `last`; the garbage collector is set as `streamlib run` sets it."""
     logging.disable(logging.CRITICAL)
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
     return run(seed, range(first, last))
 
 
