@@ -7,7 +7,6 @@ but a named outcome came of a case.
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
+from streamlib.cli.run import tame_collector
 from tests.fuzz.run import Tally, drawn, run
 from tests.fuzz.targets import PAYLOAD_BYTES, show
 
@@ -25,8 +25,7 @@ _CHUNK = 5_000
 def chunk(seed: int, first: int, last: int) -> Tally:
     """The cases from `first` to before `last`; the garbage collector is set as `streamlib run` sets it."""
     logging.disable(logging.CRITICAL)
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
+    tame_collector()
     return run(seed, range(first, last))
 
 
