@@ -239,8 +239,9 @@ class DeliveryMachine(TopicMachine):
         """What is due comes back; the time of one retry may just have come."""
         group, event_id = chosen(self.retrying(), [pick])[0]
         if is_due:
-            self.rig.make_due(group, event_id)
             self.due.add((group, event_id))
+        for one in sorted(self.due):  # all at one time, so that they come in the same order whenever this is run again
+            self.rig.make_due(*one)
         model, before = self.models[group], self.rig.again(group)
         moved, _ = self.run(promote(self.rig.door, self.rig.parts[group].keys, group), twice=twice)
         new = [entry.event_id for entry in self.rig.again(group)[len(before) :]]

@@ -69,9 +69,9 @@ class Resending:
         return cast("RedisDoor", resending), resending
 
     async def execute(self, *command: Any) -> Any:
-        answer = await self._door.execute(*command)
-        if command[0] == "EVALSHA" and command[1] in _KEPT:
+        if command[0] == "EVALSHA" and command[1] in _KEPT:  # noted first: a server that is new does not know it yet
             self.sent.append(command)
+        answer = await self._door.execute(*command)
         if self.twice and str(command[0]).startswith("EVAL"):
             answer = await self._door.execute(*command)
         return answer
