@@ -16,11 +16,13 @@ from streamlib.settings import redact
 from streamlib.topic import TopicSpec
 
 Settled = Callable[[], Awaitable[bool]]
+Replica = tuple[bytes, bytes]
+"""Host and port, as ROLE tells them."""
 
 _ALL_MS = 100
 """So long all replicas are waited for, those too that nobody asked for."""
-_LOOK_S = 1.0
-_NEVER_LOOKED = -1
+_LOOK_S = 0.05
+"""So old at most is a look at who copies when a write begins: less than a sentinel needs to learn of a replica."""
 
 
 async def check_durability(door: RedisDoor, topic: TopicSpec) -> None:
@@ -54,7 +56,8 @@ class DurableLane:
 
     Behind sentinels a replica that is made the primary leaves the old one first, which goes on taking writes for a
     moment, and a second replica goes on confirming them: they would be lost. So all replicas are waited for that were
-    connected before, and if one has gone, the sentinels are asked (`settled`) whether it is the next primary.
+    connected before the write. Who is connected after it is looked at by name: if one has gone, the sentinels are asked
+    (`settled`) whether it is the next primary; if one has come, all are waited for once more.
     """
 
     def __init__(self, lane: Lane, durability: str, timeout_ms: int, settled: Settled | None = None) -> None:
@@ -65,7 +68,7 @@ class DurableLane:
         kind, _, number = durability.partition(":")
         self._wanted = 1 if kind == "fsync" else int(number)
         self._settled = settled if kind == "replicas" else None
-        self._replicas = _NEVER_LOOKED
+        self._replicas: frozenset[Replica] | None = None
         self._looked_s = 0.0
 
     async def execute(self, *command: Any) -> Any:
@@ -77,8 +80,8 @@ class DurableLane:
         if not self._name:
             name = f"streamlib-{uuid.uuid4().hex}"
             await self._lane.execute("CLIENT", "SETNAME", name)
-            self._name, self._replicas = name, _NEVER_LOOKED
-        if self._replicas == _NEVER_LOOKED or time.monotonic() - self._looked_s > _LOOK_S:
+            self._name, self._replicas = name, None
+        if self._replicas is None or time.monotonic() - self._looked_s > _LOOK_S:
             await self._look()
 
     async def confirm(self) -> str:
@@ -88,8 +91,10 @@ class DurableLane:
         again. Raises what the client raises.
         """
         confirmed = await self._wait()
-        if self._wanted <= confirmed < self._replicas:
-            await self._look()
+        if self._settled is not None:
+            before = self._replicas
+            if await self._look() > (before or frozenset()):
+                confirmed = await self._wait()
         found: bytes | None = await self._lane.execute("CLIENT", "GETNAME")
         if found != self._name.encode():
             self._name = ""
@@ -107,23 +112,24 @@ class DurableLane:
             reply: list[int] = await self._lane.execute("WAITAOF", 1, 0, self.timeout_ms)
             return reply[0]
         all_ms = min(_ALL_MS, self.timeout_ms)
-        confirmed: int = await self._lane.execute("WAIT", max(self._wanted, self._replicas), all_ms)
+        confirmed: int = await self._lane.execute("WAIT", max(self._wanted, len(self._replicas or ())), all_ms)
         if confirmed < self._wanted:
             confirmed = await self._lane.execute("WAIT", self._wanted, self.timeout_ms)
         return confirmed
 
-    async def _look(self) -> None:
-        """How many replicas there are. Raises ConnectionResetError when one has gone that may be the next primary."""
-        if self._settled is None:
-            self._replicas = 0
-            return
-        role = await self._lane.execute("ROLE")
-        replicas = len(role[2]) if role[0] == b"master" else 0
-        # First the role, then the sentinels: whoever left before that was being replaced by then, or is just gone.
-        gone = replicas < self._replicas or self._replicas == _NEVER_LOOKED
-        if gone and not await self._settled():
-            raise ConnectionResetError("the sentinels are making another server the primary")
+    async def _look(self) -> frozenset[Replica]:
+        """Which replicas there are. Raises ConnectionResetError when one has gone that may be the next primary."""
+        replicas: frozenset[Replica] = frozenset()
+        if self._settled is not None:
+            role = await self._lane.execute("ROLE")
+            if role[0] == b"master":
+                replicas = frozenset((host, port) for host, port, _ in role[2])
+            # First the role, then the sentinels: whoever left before that was being replaced by then, or is just gone.
+            gone = self._replicas is None or not self._replicas <= replicas
+            if gone and not await self._settled():
+                raise ConnectionResetError("the sentinels are making another server the primary")
         self._replicas, self._looked_s = replicas, time.monotonic()
+        return replicas
 
     async def close(self) -> None:
         await self._lane.close()

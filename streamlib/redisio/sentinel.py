@@ -88,11 +88,13 @@ class Sentinels:
         return found
 
     async def settled(self) -> bool:
-        """Whether the primary that we know is the one, and none of a majority of the sentinels is replacing it."""
+        """Whether the primary that we know is the one, and no sentinel is replacing it: a majority answers, the rest is
+        gone. One that is only silent may be the one that replaces it, of which the others hear at the end."""
         found = await asyncio.gather(*map(self._ask_one, self._hosts), return_exceptions=True)
         answers = [one for one in found if isinstance(one, _Answer)]
+        silent = any(isinstance(one, redis.exceptions.TimeoutError) for one in found)
         enough = len(answers) >= self._quorum and _latest(answers) == self.primary
-        return enough and not any(one.moving for one in answers)
+        return enough and not silent and not any(one.moving for one in answers)
 
     def add(self, connection: _Managed) -> None:
         self._connections.add(connection)

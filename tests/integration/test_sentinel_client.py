@@ -129,3 +129,26 @@ async def test_the_sentinel_that_leads_a_failover_names_the_new_primary_before_i
             assert await port_of(opened) == named_port()
             info = opened.sync_client().execute("INFO", "server")
             assert f"tcp_port:{named_port()}\r\n".encode() in info
+
+
+async def test_a_silent_sentinel_may_be_replacing_the_primary_and_one_that_is_gone_is_not(
+    topology: SentinelTopology,
+) -> None:
+    topology.wait_until_whole()
+    async with open_door(topology.url) as opened:
+        await opened.execute("PING")
+        settled = opened.settled
+        assert settled is not None
+        await eventually(settled)
+        topology.sentinels[0].stop()
+        try:
+            assert not await settled()
+        finally:
+            topology.sentinels[0].cont()
+        await eventually(settled)
+        topology.sentinels[0].kill9()
+        try:
+            assert await settled(), "the others are a majority"
+        finally:
+            topology.sentinels[0].start()
+            topology.wait_until_whole()

@@ -12,10 +12,10 @@ from streamlib.redisio.durability import DurableLane
 
 
 class Server:
-    """A primary as the commands of a lane see it: so many replicas are connected, so many confirm."""
+    """A primary as the commands of a lane see it: these replicas are connected, so many confirm."""
 
     def __init__(self, connected: int, confirming: int) -> None:
-        self.connected = connected
+        self.ports = list(range(connected))
         self.confirming = confirming
         self.name = b""
         self.waits: list[int] = []
@@ -29,7 +29,7 @@ class Server:
             self.waits.append(command[1])
             return self.confirming
         elif command[0] == "ROLE":
-            return [b"master", 1, [[b"127.0.0.1", b"1", b"1"]] * self.connected]
+            return [b"master", 1, [[b"127.0.0.1", b"%d" % port, b"1"] for port in self.ports]]
         return None
 
     async def aclose(self) -> None: ...
@@ -60,7 +60,29 @@ async def test_a_replica_that_left_may_be_the_next_primary() -> None:
     server = Server(connected=2, confirming=2)
     lane = a_lane(server, Sentinels([True, False]))
     await lane.begin()
-    server.connected = server.confirming = 1
+    server.ports, server.confirming = [1], 1
+    with pytest.raises(ConnectionResetError, match="another server the primary"):
+        await lane.confirm()
+
+
+async def test_a_replica_that_came_and_is_promoted_at_once_is_missed_though_as_many_confirm() -> None:
+    server = Server(connected=1, confirming=1)
+    lane = a_lane(server, Sentinels([True, False]))
+    await lane.begin()
+    server.ports = [0, 1]
+    assert await lane.confirm() == ""
+    assert server.waits == [1, 2], "who has come is waited for, too"
+    await lane.begin()
+    server.ports = [0]
+    with pytest.raises(ConnectionResetError, match="another server the primary"):
+        await lane.confirm()
+
+
+async def test_another_replica_in_the_place_of_one_that_left_hides_nothing() -> None:
+    server = Server(connected=1, confirming=1)
+    lane = a_lane(server, Sentinels([True, False]))
+    await lane.begin()
+    server.ports = [7]
     with pytest.raises(ConnectionResetError, match="another server the primary"):
         await lane.confirm()
 
@@ -69,7 +91,7 @@ async def test_a_replica_that_is_just_gone_is_not_waited_for_again() -> None:
     server = Server(connected=2, confirming=2)
     lane = a_lane(server, Sentinels([True, True]))
     await lane.begin()
-    server.connected = server.confirming = 1
+    server.ports, server.confirming = [1], 1
     assert await lane.confirm() == ""
     assert await lane.confirm() == ""
     assert server.waits == [2, 1]
