@@ -1,9 +1,11 @@
 """Everything that proves the promises, on every kind of server, as tables: `python -m tests.chaos.all`.
 
-    python -m tests.chaos.all [--parts rows conformance ...] [--server valkey ...] [--rows 1,2,17] [--markdown]
+    python -m tests.chaos.all [--parts rows conformance sweep mutations] [--server valkey ...] [--into FILE]
 
 `rows` are the tests of the fault catalogue, `conformance` the cases that every place must pass; each kind of server is
-a process of its own, beside the others. Ends with code 1 when something failed.
+a process of its own, beside the others. `sweep` is the whole of tests/chaos/sweep.py, `mutations` all of
+tests/chaos/mutations.py. With `--into` each table goes into a page in Markdown, between the lines that name its part.
+Ends with code 1 when something failed.
 
 The seconds are the longest recovery in a row's or a case's tests: from the last thing done to a server, a worker or the
 network until what the test waits for held (tests/helpers/recovery.py). One without them is not about a recovery: it
@@ -15,24 +17,34 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import platform
+import subprocess
 import sys
+import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import version
 from itertools import product, repeat
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import Struct
 
+from tests.chaos import sweep
 from tests.chaos.catalogue import MISSING, ROWS
+from tests.chaos.mutations import Verdict
+from tests.chaos.tables import told
 from tests.conformance.places import KINDS as PLACES
 from tests.conftest import SERVER_ENV
 from tests.helpers import recovery
-from tests.helpers.servers import SERVER_KINDS, available_kinds
+from tests.helpers.servers import SERVER_KINDS, available_kinds, server_binary
 
-PARTS = ("rows", "conformance")
+PARTS = ("rows", "conformance", "sweep", "mutations")
 NUMBERS = frozenset(row.number for row in ROWS)
 
 Line = int | tuple[str, str]
@@ -77,9 +89,9 @@ class Runs:
         items[:] = [item for item in items if self._lines[item.nodeid]]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        recovered_s = recovery.take() if report.when != "setup" else None
+        recovered_s = recovery.take()  # fixtures strike too, when they make a server ready
         for line in self._lines[report.nodeid]:
-            if recovered_s is not None:
+            if recovered_s is not None and report.when == "call":
                 self._recovered_s[line] = max(recovered_s, self._recovered_s.get(line, 0.0))
             if report.failed or report.skipped or report.when == "call":
                 self._words[line].add(report.outcome)
@@ -125,13 +137,29 @@ def cases_table(found: Found) -> list[list[str]]:
     return lines
 
 
-def told(lines: list[list[str]], *, markdown: bool) -> str:
-    """A table as text; its first line is the head."""
-    if markdown:
-        under = ["--:" if lines[0][0] == "row" else "---", *["---"] * (len(lines[0]) - 1)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], under, *lines[1:]])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+def swept(kind: str) -> list[list[str]]:
+    """The table of a whole sweep on one kind of server."""
+    with tempfile.TemporaryDirectory(prefix="sweep-") as directory:
+        return sweep.table(list(sweep.run(sweep.cases(seed=1), kind, Path(directory))))
+
+
+def sweep_table(kinds: Sequence[str], processes: Executor) -> list[list[str]]:
+    """The tables of the sweeps on these kinds of server, one below the other."""
+    tables = dict(zip(kinds, processes.map(swept, kinds), strict=True))
+    lines = [[kind, *line] for kind, (_, *table) in tables.items() for line in table]
+    return [["server", *tables[kinds[0]][0]], *lines]
+
+
+def mutations_table() -> list[list[str]]:
+    """A line for each seeded mistake: what it is, the test that notices, and whether it did."""
+    command = [sys.executable, "-m", "tests.chaos.mutations", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    verdicts = msgspec.json.decode(done.stdout, type=list[Verdict])
+    lines = [
+        [one.mutation.name, one.mutation.mistake, one.mutation.test, "caught" if one.is_caught else "FAIL"]
+        for one in verdicts
+    ]
+    return [["name", "mistake", "noticed by", ""], *lines]
 
 
 def _numbers(text: str) -> list[int]:
@@ -141,26 +169,60 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
+def written(page: str, part: str, text: str) -> str:
+    """The page with this text between the lines that name its part. Raises ValueError where they are not there."""
+    begin, end = f"<!-- {part} -->\n", f"<!-- end of {part} -->\n"
+    before, found_begin, rest = page.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ValueError(f"the page has no lines {begin.strip()} and {end.strip()}")
+    return f"{before}{begin}\n{text}\n\n{end}{after}"
+
+
+def versions() -> str:
+    """When and with what: a sentence."""
+    servers = [
+        subprocess.run([str(server_binary(kind)), "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
+        for kind in available_kinds()
+    ]
+    names = " and ".join(" ".join(words.split()[:3]).replace(" server v=", " ") for words in servers)
+    python = platform.python_version()
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}: {names}, Python {python}, redis-py {version('redis')}, {os.cpu_count()} cores."
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.all", description=(__doc__ or "").split("\n")[0])
     add: Any = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="all by default")
     add("--server", nargs="+", choices=SERVER_KINDS, default=available_kinds(), help="all that are here by default")
     add("--rows", type=_numbers, default=sorted(NUMBERS), help="numbers with commas between; all by default")
-    add("--markdown", action="store_true", help="tables for docs/")
+    add("--into", type=Path, help="a page that gets the tables")
     given = parser.parse_args(arguments)
     with ProcessPoolExecutor(len(given.server), mp_context=get_context("spawn")) as processes:
-        every = processes.map(run, given.server, repeat(given.parts), repeat(given.rows))
-        found: Found = dict(zip(given.server, every, strict=True))
-    tables: Mapping[str, Callable[[], list[list[str]]]] = {
-        "rows": lambda: rows_table(found, given.rows),
-        "conformance": lambda: cases_table(found),
-    }
-    print("\n\n".join(told(tables[part](), markdown=given.markdown) for part in given.parts))
+        found: Found = {}
+        if {"rows", "conformance"} & set(given.parts):
+            every = processes.map(run, given.server, repeat(given.parts), repeat(given.rows))
+            found = dict(zip(given.server, every, strict=True))
+        makers: dict[str, Callable[[], list[list[str]]]] = {
+            "rows": lambda: rows_table(found, given.rows),
+            "conformance": lambda: cases_table(found),
+            "sweep": lambda: sweep_table(given.server, processes),
+            "mutations": mutations_table,
+        }
+        failed = False
+        for part in given.parts:
+            table = makers[part]()
+            failed |= any("FAIL" in cell for line in table[1:] for cell in line[1:])
+            print(told(table, markdown=False), end="\n\n", flush=True)
+            if given.into is not None:
+                text = f"{versions()}\n\n{told(table, markdown=True)}"
+                given.into.write_text(written(given.into.read_text(), part, text))
     for number, why in MISSING.items():
         if "rows" in given.parts and number in given.rows:
-            print(f"\nrow {number} is shown by no test: {why}")
-    return int(any(result.word == "FAIL" for results in found.values() for result in results.values()))
+            print(f"row {number} is shown by no test: {why}")
+    return int(failed)
 
 
 if __name__ == "__main__":

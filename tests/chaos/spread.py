@@ -28,7 +28,7 @@ from tests.helpers.waiting import wait_until
 from tests.helpers.workers import WorkerProc
 
 LEASE_MS = 2_000
-DONE_S = 120.0
+DONE_S = 300.0
 FLOWS_S = 60.0
 NOT_NOW = (redis.exceptions.RedisError, OSError)
 

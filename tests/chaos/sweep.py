@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from tests.chaos import sweep_deeds, sweep_worker
 from tests.chaos.sweep_case import DRAIN, EFFECT, FAULTS, MOMENTS, TAKEN, Case
+from tests.chaos.tables import told
 from tests.helpers.servers import SERVER_KINDS, RedisProc
 
 WORKER = "worker"
@@ -91,20 +92,16 @@ def run(chosen: Sequence[Case], kind: str, directory: Path) -> Iterator[Result]:
                 yield Result(case, told=" ".join(str(error).split())[:300] or "see above")
 
 
-def table(results: Sequence[Result], *, markdown: bool) -> str:
+def table(results: Sequence[Result]) -> list[list[str]]:
     """A line for each sender and script; a cell for each moment and fault: seconds to recover, or FAIL."""
     columns = [f"{moment} {fault}" for moment, fault in product((*MOMENTS, DRAIN), (*FAULTS, TAKEN))]
     cells = {(one.case.sender, one.case.point, f"{one.case.moment} {one.case.fault}"): one for one in results}
-    columns = [column for column in columns if any(column == told for _, _, told in cells)]
+    columns = [column for column in columns if any(column == struck for _, _, struck in cells)]
     lines = [["sender", "script", *columns]]
     for sender, point in dict.fromkeys((one.case.sender, one.case.point) for one in results):
         found = [cells.get((sender, point, column)) for column in columns]
         lines.append([sender, point, *(_cell(one) for one in found)])
-    if markdown:
-        lines.insert(1, ["---", "---", *["--:"] * len(columns)])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return lines
 
 
 def _cell(result: Result | None) -> str:
@@ -136,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(result)
             print(result, file=sys.stderr, flush=True)
     failed = sum(not one.holds for one in results)
-    print(table(results, markdown=given.markdown))
+    print(told(table(results), markdown=given.markdown))
     took_s = time.monotonic() - began_s
     print(f"\nseed {given.seed}, {given.server}: {len(results)} cases, {failed} failed, {took_s:.0f} s")
     return int(failed > 0 or not results)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.chaos.all import Found, Result, Runs, _numbers, cases_table, rows_table, told
+from tests.chaos.all import Found, Result, Runs, _numbers, cases_table, rows_table, written
 from tests.chaos.catalogue import MISSING, ROWS
+from tests.chaos.mutations import MUTATIONS
+from tests.chaos.tables import told
 
 TESTS = Path(__file__).parents[1]
 
@@ -94,3 +97,45 @@ def test_rows_that_are_not_there_are_refused() -> None:
     assert _numbers("1,17") == [1, 17]
     with pytest.raises(argparse.ArgumentTypeError, match="no such rows: \\[79\\]; there are 1 to 78"):
         _numbers("1,79")
+
+
+def test_a_table_takes_the_place_of_the_one_before() -> None:
+    page = "before\n<!-- rows -->\nold\n<!-- end of rows -->\nafter\n"
+    once = written(page, "rows", "new")
+    assert once == "before\n<!-- rows -->\n\nnew\n\n<!-- end of rows -->\nafter\n"
+    assert written(once, "rows", "new") == once
+    with pytest.raises(ValueError, match="no lines <!-- conformance -->"):
+        written(page, "conformance", "new")
+
+
+GUARANTEES = (TESTS.parent / "docs/guarantees.md").read_text()
+
+
+def _cells(part: str) -> list[list[str]]:
+    table = GUARANTEES.partition(f"<!-- {part} -->")[2].partition(f"<!-- end of {part} -->")[0]
+    return [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
+
+
+def test_the_page_of_guarantees_has_each_row_as_it_is_and_none_that_failed() -> None:
+    rows = _cells("rows")
+    assert [(int(number), fault) for number, fault, *_ in rows] == [(row.number, row.fault) for row in ROWS]
+    for number, _, *cells in rows:
+        assert all(cell.startswith(("pass", "skip")) or int(number) in MISSING for cell in cells), number
+
+
+def test_the_page_of_guarantees_has_each_mistake_and_all_are_caught() -> None:
+    assert [cells[0] for cells in _cells("mutations")] == [one.name for one in MUTATIONS]
+    assert all(cells[-1] == "caught" for cells in _cells("mutations"))
+
+
+def test_the_promises_name_rows_and_mistakes_that_there_are() -> None:
+    table = GUARANTEES.partition("| promise |")[2].partition("\n\n")[0]
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert len(lines) == 9
+    rest = {
+        int(number)
+        for number in re.findall(r"\((\d+)\)", GUARANTEES.partition("What no promise names")[2].partition("\n\n")[0])
+    }
+    assert {int(number) for line in lines for number in line[2].split()} | rest == {row.number for row in ROWS}
+    mistakes = {name for line in lines for name in line[3].split(", ")}
+    assert mistakes == {one.name for one in MUTATIONS}
