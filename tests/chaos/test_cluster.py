@@ -105,6 +105,7 @@ def test_a_killed_worker_loses_nothing_on_a_cluster(
         killed.wait_ready()
         with bench.load(every_s=0.01):
             wait_until(lambda: killed.metric("streamlib_events_received_total", group="effects") > 200, 60)
+            wait_until(lambda: _frozen_with_work(bench, killed), 30, what="it holds something")
             killed.kill9()
             bench.wait_for_flow(time.time())
         bench.wait_until_done()
@@ -133,6 +134,17 @@ def test_a_read_that_waits_while_its_slot_moves(cluster: ClusterTopology, effect
         assert run_s - moved_s < block_ms / 1000 / 2, "it did not wait for its own time to run out"
         bench.wait_until_done()
         bench.check()
+
+
+def _frozen_with_work(bench: SpreadBench, worker: WorkerProc) -> int:
+    """How many entries are pending with a worker that is frozen for the look, and stays so where there are some."""
+    worker.stop()
+    with bench.client() as client:
+        consumers = [one for stream in bench.streams for one in client.xinfo_consumers(stream, "effects")]
+    held = sum(one["pending"] for one in consumers if f"-{worker.pid}-".encode() in one["name"])
+    if not held:
+        worker.cont()
+    return int(held)
 
 
 def _waiting_reads(node: RedisProc) -> int:

@@ -12,7 +12,7 @@ from streamlib.redisio.event_store import Answer
 from tests.helpers.accounts import ACCOUNTS, LIST, STREAM, deposits, elements, everything, open_store, topic
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.servers import RedisProc, available_kinds
-from tests.helpers.waiting import wait_until
+from tests.helpers.waiting import eventually, wait_until
 
 SYNCED = topic(durability="fsync")
 COPIED = topic(durability="replicas:1")
@@ -135,6 +135,8 @@ async def test_a_repeated_append_is_not_confirmed_by_a_fresh_connection(own_serv
                 await store.append(COPIED, "a", 0, deposits("a", of=COPIED), commit_id="mine")
             assert proxy.struck == 1
             replica.cont()
+            with replica.client() as other:
+                await eventually(lambda: other.llen(f"{LIST}a") == 1, what="the replica goes on")
             assert (await store.append(COPIED, "a", 0, deposits("a", of=COPIED), commit_id="mine")).repeated
     with primary.client() as client, replica.client() as other:
         found: Any = other.lrange(f"{LIST}a", 0, -1)
