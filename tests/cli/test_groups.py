@@ -35,6 +35,7 @@ def test_ls_tells_kinds_counts_and_workers(groups: Verb, bank: Path, move: Move,
         worker.wait_ready()
         wait_until(lambda: row(groups, "ledger")["halted_keys"] == 1)
         wait_until(lambda: (row(groups, "audit")["retrying"], row(groups, "audit")["dead"]) == (1, 1))
+        wait_until(lambda: row(groups, "balances")["lag"] == 0, what="nothing changes any more")
         rows = groups("ls", "--json").json
         assert rows == groups("ls", "moves", "--json").json
         assert [(one["topic"], one["group"], one["kind"], one["paused"]) for one in rows] == [
