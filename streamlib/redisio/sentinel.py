@@ -22,6 +22,7 @@ _ASK_S = 1.0
 _WATCH_S = 1.0
 _MASTER = ("SENTINEL", "MASTER")
 _ADDRESS = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME")
+_OTHERS = ("SENTINEL", "SENTINELS")
 
 
 class _Answer(Struct, frozen=True):
@@ -89,12 +90,19 @@ class Sentinels:
 
     async def settled(self) -> bool:
         """Whether the primary that we know is the one, and no sentinel is replacing it: a majority answers, the rest is
-        gone. One that is only silent may be the one that replaces it, of which the others hear at the end."""
+        gone. One that has just turned silent may be the one that replaces it, of which the others hear at the end."""
         found = await asyncio.gather(*map(self._ask_one, self._hosts), return_exceptions=True)
         answers = [one for one in found if isinstance(one, _Answer)]
-        silent = any(isinstance(one, redis.exceptions.TimeoutError) for one in found)
+        silent = sum(isinstance(one, redis.exceptions.TimeoutError) for one in found)
         enough = len(answers) >= self._quorum and _latest(answers) == self.primary
-        return enough and not silent and not any(one.moving for one in answers)
+        return enough and not any(one.moving for one in answers) and (not silent or await self._are_down(silent))
+
+    async def _are_down(self, count: int) -> bool:
+        """Whether a majority of the sentinels has found so many others down: a host that is off answers nobody, and
+        must not keep everybody from publishing."""
+        asked = (self._client(host).execute_command(*_OTHERS, self._name) for host in self._hosts)  # type: ignore[no-untyped-call]
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        return sum(not isinstance(one, BaseException) and _down_in(one) >= count for one in told) >= self._quorum
 
     def add(self, connection: _Managed) -> None:
         self._connections.add(connection)
@@ -219,6 +227,11 @@ def _latest(answers: list[_Answer]) -> Host | None:
 
 def _names(reply: Sequence[Sequence[bytes]]) -> list[str]:
     return sorted(dict(zip(one[::2], one[1::2], strict=False))[b"name"].decode() for one in reply)
+
+
+def _down_in(reply: Sequence[Sequence[bytes]]) -> int:
+    """How many of the other sentinels one has found down."""
+    return sum(b"s_down" in dict(zip(one[::2], one[1::2], strict=False))[b"flags"].split(b",") for one in reply)
 
 
 def _heard(task: asyncio.Task[Any]) -> None:

@@ -131,7 +131,13 @@ async def test_the_sentinel_that_leads_a_failover_names_the_new_primary_before_i
             assert f"tcp_port:{named_port()}\r\n".encode() in info
 
 
-async def test_a_silent_sentinel_may_be_replacing_the_primary_and_one_that_is_gone_is_not(
+def _found_down_after(topology: SentinelTopology, ms: int) -> None:
+    for watcher in topology.sentinels[1:]:
+        with watcher.client() as client:
+            client.execute_command("SENTINEL SET", topology.name, "down-after-milliseconds", ms)
+
+
+async def test_a_sentinel_that_turns_silent_may_be_replacing_the_primary_until_the_others_find_it_down(
     topology: SentinelTopology,
 ) -> None:
     topology.wait_until_whole()
@@ -140,15 +146,19 @@ async def test_a_silent_sentinel_may_be_replacing_the_primary_and_one_that_is_go
         settled = opened.settled
         assert settled is not None
         await eventually(settled)
+        _found_down_after(topology, 60_000)
         topology.sentinels[0].stop()
         try:
             assert not await settled()
+            _found_down_after(topology, topology.down_after_ms)
+            await eventually(settled, what="a host that is off keeps nobody from publishing")
         finally:
             topology.sentinels[0].cont()
+            _found_down_after(topology, topology.down_after_ms)
         await eventually(settled)
         topology.sentinels[0].kill9()
         try:
-            assert await settled(), "the others are a majority"
+            assert await settled(), "one that is gone replaces nothing, and the others are a majority"
         finally:
             topology.sentinels[0].start()
             topology.wait_until_whole()
