@@ -52,6 +52,7 @@ def test_a_worker_that_is_cut_off_says_so_and_is_fenced_when_it_is_back(bench: B
 def test_a_slow_and_lossy_network_costs_nothing_but_time(bench: Bench, network: ChaosProxy) -> None:
     rng = random.Random(5)
     network.delay(100, jitter_ms=80)
+    network.throttle(200_000)
     with bench.worker(url=network.url) as one, bench.worker(url=network.url) as other:
         one.wait_ready()
         other.wait_ready()

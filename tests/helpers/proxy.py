@@ -1,4 +1,4 @@
-"""A bad network in front of one server: a TCP proxy that delays, cuts, loses replies and goes silent.
+"""A bad network in front of one server: a TCP proxy that delays, throttles, cuts, loses replies and goes silent.
 
 It runs an event loop in a thread of its own, so that blocking and asyncio tests use it alike. Every fault is
 set from any thread and holds for open and new connections until `heal()` or until it has struck.
@@ -61,7 +61,7 @@ class ChaosProxy:
         self.struck = 0
         """Lost and cut replies so far."""
         self._links: set[_Link] = set()
-        self._delay_ms = self._jitter_ms = 0.0
+        self._delay_ms = self._jitter_ms = self._bytes_per_s = 0.0
         self._cut_budget: int | None = None
         self._drop_after: bytes | None = None
         self._catch: Catch | None = None
@@ -84,6 +84,15 @@ class ChaosProxy:
 
         def arm() -> None:
             self._delay_ms, self._jitter_ms = ms, jitter_ms
+
+        self._do(arm)
+        recovery.struck()
+
+    def throttle(self, bytes_per_s: float) -> None:
+        """Let replies pass no faster than this, each connection by itself."""
+
+        def arm() -> None:
+            self._bytes_per_s = bytes_per_s
 
         self._do(arm)
         recovery.struck()
@@ -152,7 +161,7 @@ class ChaosProxy:
         """No faults any more; requests held by a blackhole go through now."""
 
         def clear() -> None:
-            self._delay_ms = self._jitter_ms = 0.0
+            self._delay_ms = self._jitter_ms = self._bytes_per_s = 0.0
             self._cut_budget = self._drop_after = None
             if self._catch is not None:
                 self._catch.deliver()
@@ -257,6 +266,8 @@ class ChaosProxy:
             if self._delay_ms:
                 spread_ms = random.uniform(-self._jitter_ms, self._jitter_ms)
                 await asyncio.sleep(max(0.0, self._delay_ms + spread_ms) / 1000)
+            if self._bytes_per_s:
+                await asyncio.sleep(len(chunk) / self._bytes_per_s)
             await self._road().wait()
             if link.watch is not None and link.watch.sees_reply(chunk) and not await link.watch.hold():
                 return

@@ -3,6 +3,7 @@
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -106,6 +107,19 @@ def test_proxy_cuts_in_the_middle_of_a_reply(proxy: ChaosProxy, client: redis.Re
             far.get("blob")
         assert far.get("blob") == b"x" * 1_000_000
         assert proxy.struck == 1
+
+
+@pytest.mark.allow_keys("blob")
+def test_proxy_lets_replies_pass_no_faster_than_it_is_told(proxy: ChaosProxy, client: redis.Redis) -> None:
+    client.set("blob", b"x" * 100_000)
+    with connect(proxy.url) as far:
+        assert far.ping()
+        proxy.throttle(200_000)
+        started_s = time.monotonic()
+        assert far.get("blob") == b"x" * 100_000
+        assert time.monotonic() - started_s >= 0.5
+        proxy.heal()
+        assert far.get("blob") == b"x" * 100_000
 
 
 def test_proxy_goes_silent_and_delivers_late(proxy: ChaosProxy, client: redis.Redis) -> None:
