@@ -1,5 +1,6 @@
 """Fixtures of every test: a real server per test process, an empty database per test, servers to break."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -21,6 +22,17 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # What a shell starts in the background ignores it, and so would every process that a test interrupts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is there by now lives as long as the process: looked through after each test it would cost much
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_open() -> Iterator[None]:
+    """What a test left open fails this test. Else it fails another, whenever the collector comes around."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -44,11 +44,10 @@ class Partition:
         for stream in (self.keys.stream, self.again):
             client.xgroup_create(stream, group, "0", mkstream=True)
 
-    def add(self, event_id: str, data: str = "{}") -> str:
+    def add(self, event_id: str, data: str = "{}", *, entry_id: str = "*") -> str:
         """Store an event as any producer might; its entry id."""
-        added: Any = self.client.xadd(
-            self.keys.stream, {"id": event_id, "type": "Placed", "v": "1", "key": "", "data": data}
-        )
+        fields: Any = {"id": event_id, "type": "Placed", "v": "1", "key": "", "data": data}
+        added: Any = self.client.xadd(self.keys.stream, fields, id=entry_id)
         return str(added.decode())
 
     async def take(self, worker: str = "w1", count: int = 500) -> list[Delivery]:
