@@ -54,6 +54,7 @@ def test_the_first_app_runs_as_written(shop: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "published=3 duplicates=0" in done.stdout
     assert "negative total" in done.stdout
+    assert "exported=1" in done.stdout
     assert "replayed=1" in done.stdout
     assert "purged=1" in done.stdout
 

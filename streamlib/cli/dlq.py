@@ -1,23 +1,26 @@
-"""`streamlib dlq ls | groups | show`: look at dead letters, from Redis alone."""
+"""`streamlib dlq ls | groups | show | export`: look at dead letters, from Redis alone."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from streamlib.cli.dlq_act import purge, replay
+from streamlib.cli.dlq_act import edit, purge, replay
 from streamlib.cli.letters import dead_letters, filter_options, shown_in_full, summary
 from streamlib.cli.options import Given, json_option, shared_options
-from streamlib.cli.output import note, print_json, print_table
+from streamlib.cli.output import note, print_counts, print_json, print_table, progress
 from streamlib.logs import neutralise
+from streamlib.ops.archive import ArchiveFile, letter_line
 from streamlib.ops.dead_letters import ErrorGroup, Filters, Found
 
 SHOWN = 100
 ERROR_WIDTH = 100
+_FAILING = "cannot write {path}: {error}; there is no file now"
 _CAUSE_COLUMNS = (
     "fingerprint", "count", "topic", "group", "reason", "error", "first_at", "last_at", "sample_id",
 )  # fmt: skip
@@ -26,9 +29,9 @@ _CAUSE_COLUMNS = (
 @click.group("dlq")
 @shared_options
 def command(given: Given) -> None:
-    """List, show, replay and purge dead letters.
+    """List, show, export, replay, edit and purge dead letters.
 
-    Works from Redis alone, without the app. The ids that `ls` prints are good for `show`, `replay` and
+    Works from Redis alone, without the app. The ids that `ls` prints are good for `show`, `replay`, `edit` and
     `purge`.
     """
 
@@ -107,7 +110,32 @@ def show(given: Given, dead_letter_id: str, as_json: bool) -> None:
         click.echo(f"{name:<{width}}" + f"\n{'':<{width}}".join(map(neutralise, lines)))
 
 
+@command.command("export")
+@filter_options(0)
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@json_option
+@shared_options
+def export(given: Given, filters: Filters, file: Path, as_json: bool) -> None:
+    """Write dead letters to FILE, which is new: a JSON line for each, with its event, error and traceback.
+
+    They stay dead letters. What lies under `event` in a line is a line for `streamlib publish`. Without any there is
+    no file.
+    """
+    settings = given.settings()
+
+    async def work() -> int:
+        async with dead_letters(settings) as letters:
+            with ArchiveFile(file, failing=_FAILING) as lines, progress("exporting") as advance:
+                async for found in letters.find(filters):
+                    lines.write(letter_line(found))
+                    advance(1)
+        return lines.lines
+
+    print_counts({"exported": asyncio.run(work())}, as_json=as_json)
+
+
 command.add_command(replay)
+command.add_command(edit)
 command.add_command(purge)
 
 

@@ -1,4 +1,4 @@
-"""`streamlib dlq replay | purge`: send dead letters back, or delete them."""
+"""`streamlib dlq replay | edit | purge`: send dead letters back, as they are or with other data, or delete them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
@@ -14,8 +14,9 @@ from streamlib.cli.exits import Exit
 from streamlib.cli.letters import dead_letters, filter_options
 from streamlib.cli.options import Given, json_option, shared_options
 from streamlib.cli.output import agree, note, print_counts, progress
-from streamlib.errors import Refused
+from streamlib.errors import DecodeError, NotFound, PayloadTooLarge, Refused
 from streamlib.ops.dead_letters import DeadLetters, Filters, Found
+from streamlib.ops.letter_data import data_of, with_data
 from streamlib.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,24 +51,36 @@ def replay(given: Given, ids: tuple[str, ...], filters: Filters, dry_run: bool, 
         print_counts({"dry_run": True, "would_replay": would, "refused": counts["refused"]}, as_json=as_json)
         return
     # What was gone had been replayed: by an earlier sending whose answer was lost, or by somebody else.
-    answer = {
-        "replayed": counts["REPLAYED"] + counts["GONE"],
-        "done": counts["DONE"],
-        "busy": counts["BUSY"],
-        "refused": counts["refused"] + counts["CUT"],
-    }
-    print_counts(answer, as_json=as_json)
-    if answer["done"]:
-        note(f"{answer['done']} were completed meanwhile and stay dead letters; `dlq purge` removes them")
-    if answer["busy"]:
-        note(f"{answer['busy']} are being processed or come again anyway, and stay dead letters")
-    if counts["CUT"]:
-        note(
-            f"{counts['CUT']} are only the beginning of an entry that its stream does not hold any more, or that the "
-            "server cannot send: raise its client-output-buffer-limit"
+    counts["REPLAYED"] += counts["GONE"]
+    _tell(given, counts, as_json=as_json)
+
+
+@click.command("edit")
+@click.argument("dead_letter_id", metavar="ID")
+@click.argument("file", type=click.File("rb"), required=False)
+@json_option
+@shared_options
+def edit(given: Given, dead_letter_id: str, file: BinaryIO | None, as_json: bool) -> None:
+    """Run one dead letter again with other data: those in FILE (- is standard input), or what you make of its own in
+    your editor.
+
+    They are a JSON object with all the event's data. Its id, type, version, key and headers stay as they are, and so
+    does the entry in its topic. Like `replay` it goes back to the group that gave it up and leaves the dead letters.
+    """
+    settings = given.settings()
+    if file is None and not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal for an editor; name a FILE with the data, - for standard input")
+    found = asyncio.run(_get(settings, dead_letter_id))
+    limit = settings.limits.payload_bytes
+    changed = _in_editor(found, limit) if file is None else with_data(found, file.read(), limit)
+    agree(f"replay {found.id} with other data", yes=True)  # nobody is asked; it is in the log who did
+    counts = asyncio.run(_send(settings, changed))
+    if counts["GONE"]:
+        raise NotFound(
+            f"{found.id} was replayed or purged meanwhile, by this command only if it lost its connection; "
+            "`streamlib dlq ls` lists what is there"
         )
-    if answer["done"] or answer["busy"] or answer["refused"]:
-        given.ctx.exit(Exit.PARTLY)
+    _tell(given, counts, as_json=as_json)
 
 
 @click.command("purge")
@@ -87,6 +100,52 @@ def purge(given: Given, ids: tuple[str, ...], filters: Filters, dry_run: bool, y
         agree(f"delete {matched} dead letters for good", yes=yes)
     purged = asyncio.run(_purge(settings, ids, filters, matched)) if matched else 0
     print_counts({"purged": purged}, as_json=as_json)
+
+
+def _tell(given: Given, counts: Counter[str], *, as_json: bool) -> None:
+    answer = {
+        "replayed": counts["REPLAYED"],
+        "done": counts["DONE"],
+        "busy": counts["BUSY"],
+        "refused": counts["refused"] + counts["CUT"],
+    }
+    print_counts(answer, as_json=as_json)
+    if answer["done"]:
+        note(f"{answer['done']} were completed meanwhile and stay dead letters; `dlq purge` removes them")
+    if answer["busy"]:
+        note(f"{answer['busy']} are being processed or come again anyway, and stay dead letters")
+    if counts["CUT"]:
+        note(
+            f"{counts['CUT']} are only the beginning of an entry that its stream does not hold any more, or that the "
+            "server cannot send: raise its client-output-buffer-limit"
+        )
+    if answer["done"] or answer["busy"] or answer["refused"]:
+        given.ctx.exit(Exit.PARTLY)
+
+
+def _in_editor(found: Found, payload_bytes: int) -> Found:
+    """The dead letter as somebody has changed it. What cannot be taken may be mended, and is not lost."""
+    text = before = data_of(found)
+    while True:
+        text = click.edit(text, extension=".json") or ""
+        if text in ("", before):
+            raise Refused(f"nothing was changed in {found.id}; `streamlib dlq replay` runs it again as it is")
+        try:
+            return with_data(found, text.encode(), payload_bytes)
+        except (DecodeError, PayloadTooLarge) as error:
+            note(str(error))
+            if not click.confirm("Edit again?", default=True, err=True):
+                raise
+
+
+async def _get(settings: Settings, dead_letter_id: str) -> Found:
+    async with dead_letters(settings) as letters:
+        return await letters.get(dead_letter_id)
+
+
+async def _send(settings: Settings, found: Found) -> Counter[str]:
+    async with dead_letters(settings) as letters:
+        return Counter({outcome.name: n for outcome, n in (await letters.replay([found])).items()})
 
 
 async def _replay(settings: Settings, ids: tuple[str, ...], filters: Filters, dry_run: bool) -> Counter[str]:

@@ -15,11 +15,11 @@ import msgspec
 from streamlib.codec import Fields, NativeCodec
 from streamlib.errors import DecodeError, Refused, StreamlibError
 from streamlib.message import Message
+from streamlib.ops.dead_letters import Found, read_letter
 from streamlib.ops.places import Place
 from streamlib.redisio import dead_letters as stored
 from streamlib.redisio import owed
 from streamlib.redisio.connection import RedisDoor
-from streamlib.redisio.dead_letter import parse_dead_letter
 from streamlib.redisio.owed import Owed
 
 _codec = NativeCodec()
@@ -44,7 +44,7 @@ class ArchiveFile:
             self._file = self._path.open("xb")
         except FileExistsError as error:
             raise Refused(
-                f"{self._path} exists, and may hold what an earlier run archived; name another with --archive"
+                f"{self._path} exists, and may hold what an earlier run has written; name another file"
             ) from error
         except OSError as error:
             raise self._failed(error) from error
@@ -99,17 +99,19 @@ async def archived(redis: RedisDoor, place: Place) -> AsyncIterator[bytes]:
         async for one in reading(redis, place.keys, place.group):
             yield _line(place, _owed(one), one.fields)
     async for dead_id, fields in stored.scan(redis, place.keys, place.group):
-        letter = parse_dead_letter(fields)
-        if letter is None:
-            yield _line(place, {"state": "dead", "dead_id": dead_id, "reason": "foreign"}, fields)
-            continue
-        about = {
-            "state": "dead", "dead_id": dead_id, "entry_id": letter.entry_id, "attempts": letter.attempts,
-            "reason": letter.reason, "error": letter.error, "traceback": letter.traceback,
-            "fingerprint": letter.fingerprint, "consumer": letter.consumer, "at_ms": letter.at_ms,
-            "replays": letter.replays,
-        }  # fmt: skip
-        yield _line(place, about, letter.fields)
+        yield letter_line(read_letter(place, dead_id, fields))
+
+
+def letter_line(found: Found) -> bytes:
+    """The dead letter on one JSON line, in the form of `archived`."""
+    letter = found.letter
+    about = {
+        "state": "dead", "dead_id": found.dead_id, "entry_id": letter.entry_id, "attempts": letter.attempts,
+        "reason": letter.reason, "error": letter.error, "traceback": letter.traceback,
+        "fingerprint": letter.fingerprint, "consumer": letter.consumer, "at_ms": letter.at_ms,
+        "replays": letter.replays,
+    }  # fmt: skip
+    return _line(found.place, about, letter.fields)
 
 
 def publishable_line(message: Message) -> bytes | None:

@@ -8,7 +8,9 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import redis
 
@@ -231,3 +233,149 @@ def test_one_partition_is_looked_at_replayed_and_purged(dlq: Callable[..., Resul
     done = dlq("ls", "--partition", "2")
     assert done.code == 4
     assert "no partition 2 of any topic; the last is 1" in done.err
+
+
+# --- edit
+
+
+def test_an_edited_event_runs_with_the_new_data_under_its_own_id(
+    dlq: Callable[..., Result], cli: Cli, redis_url: str, client: redis.Redis
+) -> None:
+    one = dlq("ls", "--json", "--error", "total of o-3").json[0]
+    edited = cli(
+        "dlq", "edit", one["id"], "-", "--json", "--redis", redis_url, stdin='{"order_id": "o-3",\n "total": 3}'
+    )
+    assert (edited.code, edited.json) == (0, {"replayed": 1, "done": 0, "busy": 0, "refused": 0}), edited.err
+    assert "agreed_to" in edited.err
+    assert one["id"] not in ids(dlq)
+    run_burst(cli, redis_url)
+    assert len(ids(dlq)) == 4
+    assert client.get(f"{{orders.{one['partition']}}}:idem:email:e-3") == b"d"
+    stored: Any = client.xrange(f"orders.{one['partition']}")
+    topic = [fields[b"data"] for _, fields in stored if fields[b"id"] == b"e-3"]
+    assert [json.loads(data)["total"] for data in topic] == [-1], "the topic tells what was published"
+    gone = cli("dlq", "edit", one["id"], "-", "--redis", redis_url, stdin="{}")
+    assert gone.code == 4
+    assert one["id"] in gone.err
+
+
+def test_an_edited_event_that_dies_again_is_a_dead_letter_with_its_new_data(
+    dlq: Callable[..., Result], cli: Cli, redis_url: str
+) -> None:
+    """Numbers keep every digit, and everything but the data stays."""
+    one = dlq("ls", "--json", "--error", "total of o-3").json[0]
+    before = dlq("show", one["id"], "--json").json
+    total = "-" + "9" * 17
+    cli("dlq", "edit", one["id"], "-", "--redis", redis_url, stdin=f'{{"order_id": "o-3", "total": {total}}}')
+    run_burst(cli, redis_url)
+    [again] = dlq("ls", "--json", "--error", "total of o-3").json
+    after = dlq("show", again["id"], "--json").json
+    assert after["data"] == {"order_id": "o-3", "total": int(total)}
+    assert after["replays"] == 1
+    kept = ("event_id", "type", "version", "key", "time_ms", "headers", "entry_id", "correlation_id")
+    assert [after[name] for name in kept] == [before[name] for name in kept]
+
+
+def test_data_that_no_event_may_have_are_refused_and_the_dead_letter_stays(
+    dlq: Callable[..., Result], cli: Cli, redis_url: str
+) -> None:
+    [one, *_] = there = ids(dlq)
+    wrong = {
+        "": "takes a JSON object",
+        "{": "takes a JSON object",
+        "[1]": "takes a JSON object: Expected `object`",
+        '{"order_id": NaN}': "takes a JSON object",
+        '{"order_id": "' + "x" * 2_000_000 + '"}': "limits.payload_bytes",
+        '{"order_id": ' + "[" * 100 + "]" * 100 + "}": "nest",
+    }
+    for data, why in wrong.items():
+        done = cli("dlq", "edit", one, "-", "--redis", redis_url, stdin=data)
+        assert done.code == 1
+        assert why in done.err
+        assert "agreed_to" not in done.err
+    assert ids(dlq) == there
+
+
+def test_what_cannot_be_edited_is_refused_with_the_reason(cli: Cli, redis_url: str, client: redis.Redis) -> None:
+    client.hset("streamlib:topics", mapping={"orders": "1", "orders:view": "projection", "orders:email": "handler"})
+
+    def died(group: str, dead_id: str, data: bytes = b"{}") -> None:
+        fields = [b"id", b"e-1", b"type", b"T", b"v", b"1", b"key", b"", b"data", data]
+        failure = Failure("rejected", "Reject: no")
+        letter = dead_letter_fields(fields, failure, attempts=1, entry_id="1-1", group=group, consumer="c", at_ms=1)
+        client.xadd(f"{{orders}}:dead:{group}", dict(zip(letter[::2], letter[1::2], strict=True)), id=dead_id)
+
+    died("view", "5-1")
+    died("email", "5-1", msgspec.msgpack.encode({"n": 1}))
+    client.xadd("{orders}:dead:email", {"somebody": "else's"}, id="5-2")
+    reasons = {"view/5-1": "view is a projection", "email/5-1": "msgpack", "email/5-2": "not written by streamlib"}
+    for one, reason in reasons.items():
+        done = cli("dlq", "edit", f"orders/0/{one}", "-", "--redis", redis_url, stdin="{}")
+        assert done.code == 5
+        assert reason in done.err
+    assert len(cli("dlq", "ls", "--json", "--redis", redis_url).json) == 3
+
+
+@pytest.mark.parametrize(
+    ("script", "answers", "code", "left"),
+    [
+        ("sed -i s/-1/1/", "", 0, 4),
+        ("true", "", 5, 5),
+        ("echo {,, >", "n\n", 1, 5),
+        ("test -e tried && sed -i s/.*,,/{}/ $1 || { touch tried; echo {,, > $1; } #", "y\n", 0, 4),
+    ],
+    ids=["changed", "unchanged", "no JSON", "mended"],
+)
+def test_an_editor_opens_with_the_data_at_a_terminal(
+    dlq: Callable[..., Result], shop: Path, redis_url: str, script: str, answers: str, code: int, left: int
+) -> None:
+    (shop / "editor").write_text(f"#!/bin/sh\n{script} $1\n")
+    (shop / "editor").chmod(0o755)
+    one = ids(dlq)[0]
+    mine, its = pty.openpty()
+    try:
+        os.write(mine, answers.encode())
+        done = subprocess.run(
+            command_line(["dlq", "edit", one, "--redis", redis_url]), cwd=shop, stdin=its, capture_output=True,
+            env=environment({"VISUAL": str(shop / "editor")}), text=True, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(mine)
+        os.close(its)
+    assert done.returncode == code, done.stderr
+    assert len(ids(dlq)) == left
+
+
+def test_without_a_terminal_and_a_file_there_is_nothing_to_edit_with(dlq: Callable[..., Result]) -> None:
+    done = dlq("edit", ids(dlq)[0])
+    assert done.code == 2
+    assert "name a FILE" in done.err
+
+
+# --- export
+
+
+def test_exported_dead_letters_are_lines_that_can_be_published(
+    dlq: Callable[..., Result], cli: Cli, shop: Path, redis_url: str
+) -> None:
+    assert dlq("export", "--error", "total of o-3", "one.jsonl", "--json").json == {"exported": 1}
+    assert dlq("export", "all.jsonl").out == "exported=5\n"
+    lines = [json.loads(line) for line in (shop / "all.jsonl").read_text().splitlines()]
+    assert {line["event"]["id"] for line in lines} == {f"e-{n}" for n in range(5)}
+    assert len(ids(dlq)) == 5, "they stay"
+    [line] = [json.loads(line) for line in (shop / "one.jsonl").read_text().splitlines()]
+    assert line["error"] == "Reject: negative total of o-3"
+    assert line["event"] == {
+        "type": "OrderCreated", "version": 1, "id": "e-3", "key": "o-3", "data": {"order_id": "o-3", "total": -1},
+    }  # fmt: skip
+    sent = cli("publish", "shop:app", "orders", "--redis", redis_url, stdin=json.dumps(line["event"]))
+    assert sent.code == 0, sent.err
+
+
+def test_an_export_overwrites_nothing_and_leaves_no_empty_file(dlq: Callable[..., Result], shop: Path) -> None:
+    (shop / "there").write_text("mine")
+    refused = dlq("export", "there")
+    assert (refused.code, (shop / "there").read_text()) == (5, "mine")
+    assert dlq("export", "none", "--type", "OrderPaid").out == "exported=0\n"
+    assert not (shop / "none").exists()
+    assert dlq("export", "absent/file").code == 1
