@@ -8,8 +8,9 @@ from msgspec import Struct
 
 PREFIX = "streamlib_"
 
-Kind = Literal["counter", "histogram", "gauge", "backlog"]
-"""`backlog` is a gauge that tells what lies in Redis, not what this process does."""
+Kind = Literal["counter", "histogram", "gauge", "backlog", "exporter"]
+"""`backlog` is a gauge that tells what lies in Redis, not what this process does; `exporter` one that only
+`streamlib exporter` has."""
 
 
 class Metric(Struct, frozen=True):
@@ -122,6 +123,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("group_paused", "backlog", "1 while an operator keeps the group from taking work.", _GROUP),
     Metric("halted_keys", "backlog", "Keys of an ordered group that stand still until an operator acts.", _GROUP),
     Metric("group_backlog", "backlog", "lag + pending + retrying; at least so many if lag is unknown.", _GROUP),
+    Metric("exporter_last_success_timestamp_seconds", "exporter", "When the exporter last saw every topic."),
+    Metric("exporter_look_seconds", "exporter", "How long the exporter's last look at Redis took."),
 )
 
 METRIC_NAMES: frozenset[str] = frozenset(metric.exposed for metric in METRICS)

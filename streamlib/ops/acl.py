@@ -78,7 +78,7 @@ ROLES: Mapping[str, Role] = {
         "view views",
     ),
     "observer": Role(
-        "looks: check, info, ps, groups ls, keys ls, dlq ls, groups, show and export",
+        "looks: check, info, ps, exporter, groups ls, keys ls, dlq ls, groups, show and export",
         _LOOK,
         "",
         "topics group workers views stream again retry dead owner states later producers suspect",

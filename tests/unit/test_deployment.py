@@ -22,7 +22,7 @@ PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on PATH")
 
 # Metrics that are for alerts of one's own or for autoscalers, not for the first dashboard.
-NOT_SHOWN = {"streamlib_group_consumers"}
+NOT_SHOWN = {"streamlib_group_consumers", "streamlib_exporter_look_seconds"}
 
 COMMANDS = list(deployment.commands())
 
