@@ -7,6 +7,7 @@ if it were on, and wraps the sending in a retry that is off. That costs the loop
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import Any
 
@@ -45,6 +46,17 @@ class PlainPool(redis.asyncio.ConnectionPool):
             self._available_connections.append(connection)
         finally:
             self._wake_one()
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close the connections, then wait until they are. redis-py has a task for each: who is cancelled before these
+        have begun leaves all of them open."""
+        connections = [*self._available_connections, *(self._in_use_connections if inuse_connections else ())]
+        writers = [connection._writer for connection in connections if connection._writer is not None]
+        for connection in connections:
+            await connection.disconnect(nowait=True)  # waits for nothing, so nobody is cancelled here
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.connection_kwargs.get("socket_connect_timeout")):
+                await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
     async def _one_is_free(self) -> None:
         """Raises TimeoutError, as a command does, when none is for so long as its reply may take."""

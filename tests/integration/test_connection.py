@@ -293,6 +293,19 @@ async def test_who_waits_for_a_connection_waits_no_longer_than_for_a_reply(redis
     await pool.disconnect()
 
 
+async def test_a_closing_that_is_cancelled_leaves_nothing_open(redis_url: str) -> None:
+    """As when a cluster's map is asked for at the moment in which the app closes."""
+    pool = PlainPool.from_url(redis_url)
+    idle, busy = await pool.get_connection(), await pool.get_connection()
+    await pool.release(idle)
+    closing = asyncio.create_task(pool.disconnect())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    assert not idle.is_connected
+    assert not busy.is_connected
+
+
 async def test_a_connection_that_the_server_closed_is_replaced(own_server: Servers) -> None:
     server = own_server()
     with server.client() as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -127,7 +128,8 @@ async def test_the_sentinel_that_leads_a_failover_names_the_new_primary_before_i
         wait_until(lambda: named_port() != old.port, 20, every=0.002, what="the leader promotes another server")
         async with open_door(by_the_first(topology)) as opened:
             assert await port_of(opened) == named_port()
-            info = opened.sync_client().execute("INFO", "server")
+            with closing(opened.sync_client()) as client:
+                info = client.execute("INFO", "server")
             assert f"tcp_port:{named_port()}\r\n".encode() in info
 
 

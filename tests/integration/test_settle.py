@@ -19,8 +19,9 @@ STATES = {"done": "d", "retry": "r", "back": "r", "dead": "x"}
 
 
 async def returned(p: Partition) -> Delivery:
-    """An event that w1 holds by its entry in `again`."""
-    [held] = await p.held("e-1")
+    """An event that w1 holds by its entry in `again`, which has another id than its first one, long ago."""
+    p.add("e-1", entry_id="1-1")
+    [held] = await p.held()
     await p.settle([give_back(held, claimed=True)])
     [again] = await p.take()
     assert await p.claim([again]) == [("RUN", 0)]
