@@ -1,5 +1,6 @@
 """`streamlib exporter`: a backlog is seen whatever happens to the workers, and what nobody confirms is not told."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from streamlib.keys import Keys
 from streamlib.metrics.backlog import MAX_AGE_S
 from streamlib.metrics.exporter import Exporter
 from tests.cli.conftest import Cli
+from tests.helpers.cluster import ClusterTopology
 from tests.helpers.proxy import ChaosProxy
 from tests.helpers.publishing import open_door
 from tests.helpers.servers import RedisProc
@@ -88,6 +90,27 @@ async def test_a_topic_that_cannot_be_read_hides_no_other(redis_url: str, client
         client.delete("a")
         await exporter.look()
         assert exporter.ready() == (True, "exporting")
+
+
+async def test_a_lost_node_of_a_cluster_hides_only_what_lies_there(tmp_path: Path, server_kind: str) -> None:
+    with ClusterTopology(tmp_path, kind=server_kind, full_coverage=False) as cluster:
+        registry = cluster.node_of(Keys().topics())
+        names = [f"t{n}" for n in range(40)]
+        lost = next(node for node in map(cluster.node_of, names) if node is not registry)
+        there = {name for name in names if cluster.node_of(name) is not lost}
+        async with open_door(cluster.url, timeout_s=0.3) as door:
+            for name in names:
+                await door.execute("HSET", Keys().topics(), name, "1")
+            exporter = Exporter(door, Keys())
+            lost.stop()
+            try:
+                for _ in range(2):  # the lost one may have been the one whose clock was asked for
+                    await exporter.look()
+            finally:
+                lost.cont()
+            text = exporter.render("")[1].decode()
+            assert set(re.findall(r'^streamlib_topic_length{topic="(\w+)"}', text, re.MULTILINE)) == there
+            assert not exporter.ready()[0]
 
 
 async def test_numbers_that_nobody_confirms_any_more_go_away(
